@@ -1,0 +1,50 @@
+"""overcommit: how many virtual machines fit on a host, what does it cost in CPU, and what breaks first?
+
+The package in reading order; a file imports only from what stands above it.
+
+    errors        what a user or a machine can get wrong, with exit codes
+    units         "64GiB" to integers and back, and the strict base of every scenario block
+    streams       one random stream per named thing
+    document      strict YAML to checked blocks, with the place of every value
+    columns       every table column and headline metric
+    memory/       pages, frames and contents; images; what guests write and when
+    sharing/      ways for equal pages to become one frame: KSM, and who tunes it
+    cost/         counted work to CPU time
+    host          one machine over time
+    scenario/     the typed question
+    results/      tables, summary, result folders
+    run           scenario in, result out
+    report/       pictures and one self-contained page
+    lab/          the real kernel
+    cli           one function per verb
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sim.results import load
+    from sim.run import Result, estimate, run
+    from sim.scenario import Scenario, parse
+    from sim.scenario import load as read
+
+__all__ = ["Result", "Scenario", "estimate", "load", "parse", "read", "run"]
+
+_HOMES = {
+    "Result": ("sim.run", "Result"),
+    "Scenario": ("sim.scenario", "Scenario"),
+    "estimate": ("sim.run", "estimate"),
+    "load": ("sim.results", "load"),
+    "parse": ("sim.scenario", "parse"),
+    "read": ("sim.scenario", "load"),
+    "run": ("sim.run", "run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a verb when it is first used: `overcommit --help` needs none of them."""
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sim' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

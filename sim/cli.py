@@ -1,0 +1,409 @@
+"""The command line: one function per verb, each of which parses, calls and prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sim.errors import MachineError, OvercommitError, Problem, UserError
+
+if TYPE_CHECKING:
+    from sim.columns import Metric
+    from sim.run import Result
+    from sim.scenario.expect import Verdict
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+Progress = Callable[[float, str], None]
+
+EXIT_UNMET = 1
+EXIT_BUG = 3
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+"""What a shell reports for any tool that SIGPIPE ends."""
+
+_TEMPLATE = """\
+# One question to the simulator. Run it:  overcommit run {file}
+# See every default:  overcommit explain {file}
+name: {name}
+description: How far do four small guests share their memory?
+duration: 2min
+sample_every: 1s
+
+hosts:
+  - memory: 2GiB
+    cores: 4
+    kernel: "6.18"
+    ksm: {{run: 1, pages_to_scan: 1000, sleep_millisecs: 20}}
+
+vms:
+  - name: guest
+    count: 4
+    memory: 256MiB
+    image:
+      parts:
+        - {{name: system, pool: distribution, size: 30%}}   # the same pages in every guest of this pool
+        - {{name: empty, zero: true, size: 20%}}
+        - {{name: data, size: 50%}}                         # unique to each guest
+
+# Checked after the run; the exit code is 1 when one is not met.
+expect:
+  - consolidation_ratio >= 1.2
+  - oom_kills == 0
+"""
+
+
+@dataclass
+class Console:
+    """How this call talks: data on stdout, everything else on stderr."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    kept: Path | None = None
+    """The result folder that is already whole."""
+
+    def data(self, text: str) -> None:
+        """Print what the caller asked for."""
+        click.echo(text)
+
+    def say(self, text: str) -> None:
+        """Print a remark that is not part of the answer."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def complain(self, text: str) -> None:
+        """Print why the call failed, however quiet."""
+        click.echo(text, err=True)
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Progress | None]:
+        """Yield the callback that moves a progress bar, or None where a bar would be in the way."""
+        if self.quiet or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.console import Console as Terminal
+        from rich.progress import Progress as Bar
+
+        with Bar(console=Terminal(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=1.0)
+            yield lambda done, text: bar.update(task, completed=done, description=text or title)
+
+
+class _Verbs(click.Group):
+    """The one place where an exception becomes a message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the verb and leave with its code."""
+        console = ctx.ensure_object(Console)
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except (click.ClickException, click.exceptions.Exit, SystemExit):
+            raise  # click words its own usage errors, which end with 2
+        except BaseException as error:
+            code = _explain_failure(error, console)
+        ctx.exit(code or 0)
+
+
+def _explain_failure(error: BaseException, console: Console) -> int:
+    """Tell the user why the call failed and return the exit code."""
+    match error:
+        case UserError():
+            console.complain(str(error))
+            if console.json:
+                console.data(_as_json({"problems": [asdict(problem) for problem in error.problems]}))
+            return error.exit_code
+        case OvercommitError():
+            console.complain(str(error))
+            return error.exit_code
+        case MemoryError():
+            console.complain("not enough memory; `overcommit explain` estimates what a scenario needs")
+            return MachineError.exit_code
+        case KeyboardInterrupt():
+            kept = f"the result in {console.kept} is complete" if console.kept else "nothing was kept"
+            console.complain(f"interrupted; {kept}")
+            return EXIT_INTERRUPTED
+        case BrokenPipeError():
+            # Python flushes stdout again at exit, and would complain there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_BROKEN_PIPE
+        case _:
+            console.complain(_bug_report(error))
+            return EXIT_BUG
+
+
+def _bug_report(error: BaseException) -> str:
+    """Write the traceback to a file and return what to tell the user."""
+    lines = [f"{type(error).__name__}: {error}", _versions(), f"command: {' '.join(sys.argv)}"]
+    trace = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="overcommit-bug-", suffix=".txt", delete=False) as file:
+            file.write("\n".join([*lines, "", trace]))
+    except OSError:
+        return "\n".join(["this is a bug in overcommit; please report all of this text:", *lines, trace])
+    return "\n".join(
+        ["this is a bug in overcommit, not in your scenario", *lines, f"please report it with {file.name}"]
+    )
+
+
+def _versions() -> str:
+    packages = ("overcommit", "numpy", "numba", "pandas", "pyarrow", "pydantic", "simpy")
+    found = [f"{package} {_version(package)}" for package in packages]
+    return ", ".join([*found, f"Python {platform.python_version()}", platform.platform()])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _as_json(data: object) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False)
+
+
+# --- options -----------------------------------------------------------------------------------------------------
+
+
+def _note(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    setattr(ctx.ensure_object(Console), str(option.name), value)
+
+
+def _talks(verb: Verb) -> Verb:
+    """Add --json, -q and -v, which reach the verb through its console."""
+    for names, text in (
+        (("-v", "--verbose"), "Also say what the run costs."),
+        (("-q", "--quiet"), "Print only the answer and errors."),
+        (("--json",), "Print one JSON object."),
+    ):
+        verb = click.option(*names, is_flag=True, expose_value=False, callback=_note, help=text)(verb)
+    return verb
+
+
+_set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Replace one value, as in hosts.0.memory=32GiB."
+)
+_seed_option = click.option("--seed", type=click.IntRange(min=0), help="Replace the scenario's seed.")
+_file_argument = click.argument("file", type=click.Path(path_type=Path))
+
+
+def _show_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"overcommit {_version('overcommit')}")
+        ctx.exit()
+
+
+# --- verbs -------------------------------------------------------------------------------------------------------
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it.")
+def main() -> None:
+    """How many virtual machines fit on a host, what does it cost in CPU, and what breaks first?
+
+    Exit codes: 0 done and met, 1 an expectation failed, 2 the scenario or the command line is wrong,
+    3 a bug, 4 this machine cannot do it, 130 interrupted.
+    """
+
+
+@main.command()
+@_file_argument
+@_set_option
+@_seed_option
+@click.option("--out", default="results", type=click.Path(path_type=Path), show_default=True, help="Results folder.")
+@click.option("--report/--no-report", "with_report", default=True, help="Also draw pictures and report.html.")
+@_talks
+@click.pass_obj
+def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None, out: Path, with_report: bool) -> int:
+    """Simulate FILE, keep the result, and check its expectations.
+
+    The last line printed is the folder of the result.
+    """
+    from sim.results import write
+    from sim.run import estimate
+    from sim.run import run as simulate
+    from sim.scenario import load
+
+    scenario = load(file, overrides, seed)
+    _refuse_unwritable(out)
+    if console.verbose:
+        console.say(_table(estimate(scenario).rows()))
+    with console.progress(scenario.name) as progress:
+        result = simulate(scenario, progress)
+    console.kept = write(result, out)
+    if with_report:
+        from sim.report import write as write_report
+
+        write_report(result, console.kept)
+    met = all(verdict.met for verdict in result.verdicts)
+    console.data(_run_json(result, console.kept, met) if console.json else _run_text(result, console))
+    return 0 if met else EXIT_UNMET
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_set_option
+@_talks
+@click.pass_obj
+def validate(console: Console, files: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Check scenario FILES and tell every mistake with its line."""
+    from sim.scenario import load
+
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            load(file, overrides)
+        except UserError as error:
+            problems += error.problems
+        else:
+            console.say(f"{file}: ok")
+    if problems:
+        raise UserError(*problems)
+    if console.json:
+        console.data(_as_json({"problems": []}))
+
+
+@main.command()
+@_file_argument
+@_set_option
+@_seed_option
+@_talks
+@click.pass_obj
+def explain(console: Console, file: Path, overrides: Sequence[str], seed: int | None) -> None:
+    """Show FILE with every default written out, and what running it takes.
+
+    The text printed is a scenario again; the estimate stands above it in comments.
+    """
+    from sim.document import dump
+    from sim.run import estimate
+    from sim.scenario import load
+
+    scenario = load(file, overrides, seed)
+    rows = estimate(scenario).rows()
+    if console.json:
+        console.data(_as_json({"estimate": dict(rows), "scenario": scenario.resolved()}))
+    else:
+        notes = [f"# {line}" for line in _table(rows).splitlines()]
+        console.data("\n".join([*notes, dump(scenario.resolved()).rstrip()]))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of a scenario, for editors."""
+    from sim.scenario import schema as scenario_schema
+
+    click.echo(_as_json(scenario_schema()))
+
+
+@main.command(name="list")
+@_talks
+@click.pass_obj
+def list_parts(console: Console) -> None:
+    """List what a scenario can be made of, and the scenarios that came along."""
+    parts = list(_parts())
+    if console.json:
+        console.data(_as_json([{"kind": kind, "name": name, "about": about} for kind, name, about in parts]))
+    else:
+        console.data(_table(parts))
+
+
+@main.command()
+@click.argument("name")
+def new(name: str) -> None:
+    """Write a small commented scenario to NAME.yaml."""
+    file = Path(name if name.endswith(".yaml") else f"{name}.yaml")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.stem):
+        raise UserError(f"{file.stem!r} cannot be a scenario's name; use letters, digits and dashes")
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(_TEMPLATE.format(name=file.stem, file=file))
+    except FileExistsError:
+        raise UserError(f"{file} exists already; choose another name") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error.strerror}") from None
+    click.echo(file)
+
+
+# --- what the verbs print ----------------------------------------------------------------------------------------
+
+
+def _run_json(result: Result, folder: Path, met: bool) -> str:
+    verdicts = [asdict(verdict) for verdict in result.verdicts]
+    return _as_json({"result": str(folder), "met": met, "summary": dict(result.summary), "expectations": verdicts})
+
+
+def _run_text(result: Result, console: Console) -> str:
+    """Return the conclusion, the headline metrics, the expectations, and last the folder of the result."""
+    from sim.columns import HEADLINES
+    from sim.report.words import amount, conclusion
+
+    if console.quiet:
+        return str(console.kept)
+    blocks = [conclusion(result.samples, result.guests, result.summary)]
+    blocks.append(_table((each.name, amount(result.summary[each.name], each.unit), each.meaning) for each in HEADLINES))
+    if result.verdicts:
+        blocks.append(_table(map(_verdict_row, result.verdicts)))
+    if console.verbose:
+        blocks.append(_table((name, str(value)) for name, value in result.manifest.items()))
+    return "\n\n".join([*blocks, str(console.kept)])
+
+
+def _verdict_row(verdict: Verdict) -> Sequence[str]:
+    from sim.report.words import amount
+    from sim.scenario.expect import Expectation
+
+    metric: Metric = Expectation.parse(verdict.expectation).metric
+    actual, margin = amount(verdict.actual, metric.unit), amount(verdict.margin, metric.unit)
+    return "met" if verdict.met else "NOT MET", verdict.expectation, f"actual {actual}", f"margin {margin}"
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows of text as aligned columns."""
+    cells = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Refuse, before the simulation and not after it, a results folder that cannot be made or written."""
+    existing = next(each for each in (out, *out.absolute().parents) if each.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing}: not a folder; choose another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing}: not writable; choose another --out")
+
+
+def _parts() -> Iterator[tuple[str, str, str]]:
+    """Yield kind, name and meaning of everything that can be named in a scenario."""
+    from sim.columns import METRICS
+    from sim.cost import prices
+    from sim.document import read
+    from sim.sharing.kernels import KERNELS
+
+    yield from (("kernel", name, "") for name in KERNELS)
+    yield from (("prices", name, "") for name in prices.names())
+    yield from (("metric", metric.name, metric.meaning) for metric in METRICS)
+    for file in sorted(_bundled_scenarios().glob("*.yaml")):
+        yield "scenario", str(file), str(read(file).data.get("description", ""))
+
+
+def _bundled_scenarios() -> Path:
+    """Return the folder of the scenarios: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_scenarios"
+    return installed if installed.is_dir() else package.parent / "scenarios"

@@ -1,0 +1,264 @@
+"""Every table column and every headline metric, defined once: name, type, unit and meaning.
+
+Source: the KSM columns are the files of /sys/kernel/mm/ksm.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+PAGE_BYTES = 4096
+"""Size of the page that every column with the unit `pages` counts."""
+
+_KSM = "/sys/kernel/mm/ksm/"
+_VMSTAT = "/proc/vmstat "
+_PROCESS = "/proc/PID/ksm_stat "
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a result table."""
+
+    name: str
+    dtype: str
+    """`int64`, `float64` or `string`; a `float64` may be NaN where a moment has not come."""
+    unit: str
+    meaning: str
+    kernel: str = ""
+    """The kernel's file or vmstat line with the same figure, empty where it has none."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of `summary.json`; its value is None where the run gives no data for it."""
+
+    name: str
+    unit: str
+    meaning: str
+    formula: str
+
+
+def _ksm(name: str, unit: str, meaning: str) -> Column:
+    return Column(name, "int64", unit, meaning, _KSM + name)
+
+
+def _vmstat(name: str, unit: str, meaning: str) -> Column:
+    return Column(name, "int64", unit, meaning, _VMSTAT + name)
+
+
+def _memory(name: str, meaning: str) -> Column:
+    return Column(name, "int64", "bytes", meaning)
+
+
+def _cpu(name: str, meaning: str) -> Column:
+    return Column(name, "int64", "ns", meaning)
+
+
+HOST = Column("host", "string", "", "name of the host")
+TIME = Column("time_s", "float64", "s", "simulated time since the start of the run")
+
+KSM_COUNTERS: tuple[Column, ...] = (
+    _ksm("full_scans", "count", "how often ksmd has been through all mergeable memory"),
+    _ksm("pages_shared", "pages", "frames in the stable tree that guests use"),
+    _ksm("pages_sharing", "pages", "further pages that use those frames: the pages saved"),
+    _ksm("pages_unshared", "pages", "pages found unique in this scan or the last one, candidates for a merge"),
+    _ksm("pages_volatile", "pages", "pages in neither tree: new, changing, skipped or not mergeable now"),
+    _ksm("pages_scanned", "pages", "page visits that ran the merge decision, since the start"),
+    _ksm("pages_skipped", "pages", "page visits that smart_scan skipped, since the start"),
+    _ksm("ksm_zero_pages", "pages", "pages that KSM mapped to the kernel's zero page (use_zero_pages)"),
+    _ksm("stable_node_chains", "count", "contents whose copies exceed max_page_sharing"),
+    _ksm("stable_node_dups", "count", "frames that hold those contents"),
+    _ksm("general_profit", "bytes", "memory saved by KSM less its page metadata; negative when KSM costs memory"),
+)
+
+KSM_SETTINGS: tuple[Column, ...] = (
+    _ksm("run", "", "0 stopped, 1 merging, 2 unmerging"),
+    _ksm("pages_to_scan", "pages", "pages ksmd visits before it sleeps"),
+    _ksm("sleep_millisecs", "ms", "how long ksmd sleeps between batches"),
+)
+
+VMSTAT_COUNTERS: tuple[Column, ...] = (
+    _vmstat("thp_split_page", "count", "huge pages split, since the start"),
+    _vmstat("thp_fault_alloc", "count", "huge pages allocated by a page fault, since the start"),
+    _vmstat("thp_collapse_alloc", "count", "huge pages allocated by khugepaged, since the start"),
+    _vmstat("cow_ksm", "count", "writes that had to copy a KSM page, since the start"),
+    _vmstat("pswpin", "pages", "pages read from swap, since the start"),
+    _vmstat("pswpout", "pages", "pages written to swap, since the start"),
+)
+
+SAMPLES: tuple[Column, ...] = (
+    TIME,
+    HOST,
+    *KSM_COUNTERS,
+    *KSM_SETTINGS,
+    Column("ksmd_cpu_ns", "int64", "ns", "CPU time of ksmd: scan_cpu_ns + merge_cpu_ns", "/proc/PID/schedstat"),
+    *VMSTAT_COUNTERS,
+    Column("guests_running", "int64", "count", "guests running on the host"),
+    Column("mem_total_bytes", "int64", "bytes", "memory of the host", "/proc/meminfo MemTotal"),
+    _memory("mem_promised_bytes", "sum of the memory sizes of the running guests"),
+    _memory("mem_touched_bytes", "guest memory that has been written at least once and is still held"),
+    _memory("mem_private_bytes", "frames that one guest page uses alone"),
+    _memory("mem_shared_bytes", "frames that guest pages share"),
+    _memory("mem_metadata_bytes", "KSM's own records: page items, stable nodes, slots"),
+    _memory("mem_used_bytes", "private + shared + metadata"),
+    _memory("mem_free_bytes", "total - used"),
+    _memory("saved_bytes", "touched guest memory that needs no frame of its own: touched - private - shared"),
+    _vmstat("oom_kills", "count", "guests killed because the host had no frame left, since the start"),
+    Column("cores", "int64", "count", "processor cores of the host"),
+    _cpu("scan_cpu_ns", "ksmd time spent looking: visits, checksums and tree searches, since the start"),
+    _cpu("merge_cpu_ns", "ksmd time spent merging: write protection, comparison, replacement, since the start"),
+    _cpu("cow_cpu_ns", "guest time spent copying shared pages on write, since the start"),
+)
+"""Columns of samples.parquet and of scans.parquet: one row per host and sampling time, or per end of a full scan."""
+
+GUESTS: tuple[Column, ...] = (
+    Column("guest", "string", "", "name of the guest, unique in the run"),
+    Column("vm", "string", "", "name of the scenario's vms entry it came from"),
+    HOST,
+    Column("start_s", "float64", "s", "when the guest started"),
+    Column("stop_s", "float64", "s", "when the guest ended; NaN while it runs"),
+    Column("end", "string", "", "running, stopped or oom-killed"),
+    _memory("memory_bytes", "memory promised to the guest"),
+    _memory("touched_bytes", "memory the guest has written at least once and still holds"),
+    Column("ksm_merging_pages", "int64", "pages", "pages in the stable tree", _PROCESS + "ksm_merging_pages"),
+    Column("ksm_zero_pages", "int64", "pages", "pages mapped to the kernel's zero page", _PROCESS + "ksm_zero_pages"),
+    Column("ksm_rmap_items", "int64", "count", "page items KSM keeps, 64 bytes each", _PROCESS + "ksm_rmap_items"),
+    Column(
+        "ksm_process_profit",
+        "int64",
+        "bytes",
+        "merging and zero pages less page items; summed over guests it counts shared frames as saved",
+        _PROCESS + "ksm_process_profit",
+    ),
+    Column("cow_breaks", "int64", "count", "shared pages the guest had to copy on write"),
+    Column("pages_written", "int64", "pages", "pages the guest wrote, repeats counted"),
+)
+"""Columns of guests.parquet: one row per guest, at the end of the run or of the guest."""
+
+EVENTS: tuple[Column, ...] = (
+    TIME,
+    HOST,
+    Column("guest", "string", "", "name of the guest, empty when the host is meant"),
+    Column("kind", "string", "", "what happened"),
+    Column("detail", "string", "", "the particulars in words"),
+)
+"""Columns of events.parquet: one row per event, in order of time."""
+
+HEADLINES: tuple[Metric, ...] = (
+    Metric(
+        "consolidation_ratio",
+        "ratio",
+        "memory promised to guests for each byte of host memory they use",
+        "mem_promised_bytes / mem_used_bytes, each summed over hosts, at the last sample with a running guest",
+    ),
+    Metric(
+        "consolidation_ratio_mean",
+        "ratio",
+        "the same over the whole run",
+        "mean of that ratio over the samples with a running guest, each weighted by the time to the next sample",
+    ),
+    Metric(
+        "saved_bytes",
+        "bytes",
+        "guest memory that needs no frame of its own",
+        "saved_bytes summed over hosts at the last sample with a running guest",
+    ),
+    Metric(
+        "saved_ksm_bytes",
+        "bytes",
+        "the same by KSM's own counters",
+        f"{PAGE_BYTES} * (pages_sharing + ksm_zero_pages) summed over hosts at the last sample with a running guest",
+    ),
+    Metric(
+        "general_profit",
+        "bytes",
+        "memory saved by KSM less its page metadata, as the kernel reports it",
+        "general_profit summed over hosts at the last sample",
+    ),
+    Metric(
+        "cpu_overhead_percent",
+        "%",
+        "host CPU spent because of overcommit",
+        "100 * (ksmd_cpu_ns + cow_cpu_ns) / (cores * time), each summed over hosts",
+    ),
+    Metric("cpu_scan_percent", "%", "its part for scanning", "100 * scan_cpu_ns / (cores * time)"),
+    Metric("cpu_merge_percent", "%", "its part for merging", "100 * merge_cpu_ns / (cores * time)"),
+    Metric("cpu_cow_percent", "%", "its part for copying shared pages on write", "100 * cow_cpu_ns / (cores * time)"),
+    Metric(
+        "ksmd_cpu_percent",
+        "%",
+        "how busy ksmd keeps one core over the whole run",
+        "100 * ksmd_cpu_ns / time, mean over hosts",
+    ),
+    Metric(
+        "ksmd_cpu_percent_last_scan",
+        "%",
+        "how busy ksmd keeps one core once merging has settled",
+        "100 * ksmd_cpu_ns / time between the last two ends of a full scan, mean over hosts that have two",
+    ),
+    Metric("full_scans", "count", "full scans done", "full_scans summed over hosts at the last sample"),
+    Metric(
+        "scan_time_s",
+        "s",
+        "how long a full scan takes",
+        "median time between ends of full scans, over the last five such times of each host",
+    ),
+    Metric(
+        "time_to_90_percent_s",
+        "s",
+        "how long sharing takes to pay",
+        "first time at which saved_bytes, summed over hosts, reaches 90 % of the metric saved_bytes",
+    ),
+    Metric(
+        "mem_used_bytes",
+        "bytes",
+        "host memory in use for guests",
+        "mem_used_bytes summed over hosts at the last sample with a running guest",
+    ),
+    Metric(
+        "mem_free_min_bytes",
+        "bytes",
+        "free memory at the tightest moment of the tightest host",
+        "smallest mem_free_bytes of any host and sample",
+    ),
+    Metric("oom_kills", "count", "guests killed for lack of memory", "oom_kills summed over hosts at the last sample"),
+    Metric("guests_running", "count", "guests running at the end", "guests_running summed over hosts, last sample"),
+)
+"""The metrics a reader looks at first, in reading order."""
+
+_HEADLINE_NAMES = frozenset(metric.name for metric in HEADLINES)
+
+COUNTER_METRICS: tuple[Metric, ...] = tuple(
+    Metric(column.name, column.unit, column.meaning, f"{column.name} summed over hosts at the last sample")
+    for column in (*KSM_COUNTERS, *VMSTAT_COUNTERS)
+    if column.name not in _HEADLINE_NAMES
+)
+"""The kernel's counters at the end of the run."""
+
+METRICS: tuple[Metric, ...] = HEADLINES + COUNTER_METRICS
+"""Every key of summary.json, in its order."""
+
+
+def markdown() -> str:
+    """Return the reference of all tables and metrics as Markdown."""
+    tables = (
+        ("samples.parquet and scans.parquet", SAMPLES),
+        ("guests.parquet", GUESTS),
+        ("events.parquet", EVENTS),
+    )
+    sections = [
+        _section(title, ("column", "type", "unit", "meaning", "kernel"), map(_cells, columns))
+        for title, columns in tables
+    ]
+    metrics = ((f"`{m.name}`", m.unit, m.meaning, m.formula) for m in METRICS)
+    return "\n".join([*sections, _section("summary.json", ("metric", "unit", "meaning", "formula"), metrics)])
+
+
+def _cells(column: Column) -> Sequence[str]:
+    kernel = f"`{column.kernel}`" if column.kernel else ""
+    return f"`{column.name}`", column.dtype, column.unit, column.meaning, kernel
+
+
+def _section(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"### {title}\n\n{table}\n"

@@ -1,0 +1,104 @@
+"""What work costs: price sets measured on a machine or taken from a publication, and the time they make of counts."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+
+from sim.document import read
+from sim.errors import At, UserError, suggestion
+from sim.units import Block
+
+FOLDER: Final = Path(__file__).parent / "prices"
+DEFAULT: Final = "emerald-rapids"
+
+
+class Price(Block):
+    """One price and where it comes from."""
+
+    ns: float = Field(ge=0, le=1e9)
+    """Nanoseconds."""
+    source: str = Field(min_length=10)
+    """Measurement, or paper and table."""
+
+
+class Factor(Block):
+    """A factor without a unit, and where it comes from."""
+
+    factor: float = Field(ge=0, le=100)
+    """The factor."""
+    source: str = Field(min_length=10)
+    """Measurement, or paper and table."""
+
+
+class Prices(Block):
+    """CPU time of every kind of work."""
+
+    name: str
+    """Name of the set, that of its file."""
+    about: str = Field(min_length=10)
+    """Machine, kernel and date."""
+    batch: Price
+    """Waking up for a batch."""
+    scan: Price
+    """Beginning a full scan: the LRU caches of all CPUs are drained."""
+    visit_ksm: Price
+    """Visiting a page that is merged already."""
+    visit: Price
+    """Visiting any other page, without what follows."""
+    checksum: Price
+    """Checksum of a page."""
+    stable_level: Price
+    """First level of a descent in the stable tree; level n costs n times as much, being colder."""
+    unstable_level: Price
+    """First level of a descent in the unstable tree; level n costs n times as much."""
+    compare_byte: Price
+    """Comparing one more equal byte."""
+    item: Price
+    """Item of a page seen for the first time."""
+    skip: Price
+    """Page that smart_scan skips."""
+    absent: Price
+    """Page table entry without a page."""
+    insert: Price
+    """Insertion into the unstable tree."""
+    merge: Price
+    """Replacing a page by a KSM page, without comparing."""
+    promote: Price
+    """Making a page a KSM page."""
+    zero_merge: Price
+    """Replacing a page by the zero page."""
+    attach: Price
+    """Attaching the item of a forked KSM page."""
+    dup: Price
+    """Looking at one more KSM page of a chain."""
+    cow_break: Price
+    """Copy on write, paid by the guest."""
+    cold_caches: Factor
+    """Surcharge for caches gone cold while ksmd slept: that factor times ln(1 + v/100) 100/v of the batch's cost, v being
+    its visits."""
+
+    def picoseconds(self, kind: str) -> int:
+        """The price of one kind of work."""
+        price: Price = getattr(self, kind)
+        return round(price.ns * 1000)
+
+
+def names() -> list[str]:
+    """Price sets that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@lru_cache
+def load(name: str) -> Prices:
+    """The price set of that name, or of that file. Raises At for an unknown name, UserError for a bad file."""
+    path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise At("", "unknown price set", suggestion(name, names()))
+    prices = read(path).check(Prices)
+    if prices.name != path.stem:
+        raise UserError(f"{path}: its name is {prices.name}; name and file must agree")
+    return prices

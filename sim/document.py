@@ -1,0 +1,593 @@
+"""Strict YAML in, checked block out: every mistake with its file, line, path, value and remedy."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+
+from sim.errors import At, Problem, Several, UserError, nearest, suggestion
+
+MAX_BYTES: Final = 1 << 20
+MAX_VALUES: Final = 100_000
+MAX_SHOWN: Final = 60
+
+Keys: TypeAlias = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value was written, and its text there ("" for a block or a list)."""
+
+    file: str
+    line: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A scenario as written: plain data, and the place of every value in it."""
+
+    source: str
+    data: dict[str, Any]
+    places: Mapping[Keys, Place] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths in the document start from."""
+        return Path(self.source).parent
+
+    def override(self, assignment: str) -> Document:
+        """Return the document with one value replaced, as `--set path=value` does; the value is read as strict YAML.
+
+        List items are named by position or by their `name`. Raises UserError for a path that cannot exist.
+        """
+        source = f"--set {assignment}"
+        dotted, equals, text = assignment.partition("=")
+        if not equals or not dotted or not text.strip():
+            raise UserError(Problem(file=source, message="must be path=value", remedy="for example duration=1h"))
+        builder = _Builder(source, numbered=False)
+        data = copy.deepcopy(self.data)
+        parent, keys = _find(data, dotted.split("."), source)
+        parent[keys[-1]] = builder.read(text, keys)
+        places = {keys[:end]: Place(source, None, "") for end in range(1, len(keys))}
+        places |= {at: place for at, place in self.places.items() if at[: len(keys)] != keys}
+        return Document(self.source, data, places | builder.places, (*self.overrides, assignment))
+
+    def check(self, model: type[Model], **context: object) -> Model:
+        """Return the document as a block of type `model`; `context` reaches its validators.
+
+        Raises UserError with every mistake, in the order of the file.
+        """
+        try:
+            # JSON mode is strict about scalars and still turns a list into the tuple that a frozen block holds.
+            return model.model_validate_json(json.dumps(self.data), context=context)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+        faults = _settle_unions(fault for detail in details for fault in _faults(detail, self.data, model))
+        problems = dict.fromkeys(self._locate(fault) for fault in faults)
+        raise UserError(*sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
+
+    def problem(self, keys: str | Keys, message: str, remedy: str = "", *, show_value: bool = True) -> Problem:
+        """Return a problem at a path of the document, with the place and the value found there."""
+        keys = _keys(keys)
+        nearest_first = (self.places.get(keys[:end]) for end in range(len(keys), -1, -1))
+        place = next(filter(None, nearest_first), Place(self.source, None, ""))
+        value = _shown(_at(self.data, keys), self.places.get(keys)) if show_value else ""
+        path = _dotted(keys)
+        return Problem(file=place.file, line=place.line, path=path, value=value, message=message, remedy=remedy)
+
+    def _locate(self, fault: _Fault) -> Problem:
+        return self.problem(fault.keys, fault.message, fault.remedy, show_value=fault.show_value)
+
+
+def read(path: str | Path) -> Document:
+    """Read a YAML file strictly; raises UserError for anything that is not one plain mapping of keys."""
+    source = str(path)
+    builder = _Builder(source)
+    data = builder.read(_load(Path(path)), ())
+    if not isinstance(data, dict):
+        message = "the file is empty" if data is None else "the file must be a block of keys"
+        raise UserError(Problem(file=source, line=1, message=message, remedy="start with name: and memory sizes"))
+    return Document(source, data, builder.places)
+
+
+def dump(data: object) -> str:
+    """Write plain data as YAML text that `read` gives back unchanged, keys in their order and no aliases."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+@dataclass(frozen=True)
+class ByKey:
+    """Annotation for a union of blocks, each member being recognised by the key that only it has.
+
+    `Annotated[Captured | Synthetic, by_key(captured=Captured, parts=Synthetic)]` reads `{captured: a.npz}` as Captured.
+    """
+
+    members: Mapping[str, type[BaseModel]] = field(hash=False)
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Build the tagged union; its tags cannot be mistaken for keys of the document."""
+        return core_schema.tagged_union_schema(
+            {_tag(key): handler.generate_schema(member) for key, member in self.members.items()},
+            discriminator=self._choose,
+            custom_error_type="one_key_of",
+            custom_error_message="needs exactly one of the keys",
+            custom_error_context={"keys": ", ".join(self.members)},
+        )
+
+    def _choose(self, value: object) -> str | None:
+        given: Iterable[str] = type(value).model_fields if isinstance(value, BaseModel) else ()
+        given = value if isinstance(value, Mapping) else given
+        present = [key for key in self.members if key in given]
+        return _tag(present[0]) if len(present) == 1 else None
+
+
+def by_key(**members: type[BaseModel]) -> ByKey:
+    """Return the annotation that picks a union's member by which of these keys is present."""
+    return ByKey(members)
+
+
+def _tag(key: str) -> str:
+    return f"<{key}>"
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+_TAG: Final = "tag:yaml.org,2002:"
+_MERGE: Final = f"{_TAG}merge"
+_SCALARS: Final[Mapping[str, tuple[re.Pattern[str], Callable[[str], object]]]] = {
+    f"{_TAG}null": (re.compile(r"null|~|"), lambda text: None),
+    f"{_TAG}bool": (re.compile(r"true|false"), lambda text: text == "true"),
+    f"{_TAG}int": (re.compile(r"[-+]?(?:0|[1-9][0-9]{0,29})"), int),
+    f"{_TAG}float": (re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"), float),
+    f"{_TAG}str": (re.compile(r".*", re.DOTALL), str),
+}
+_CONTAINERS: Final = (f"{_TAG}map", f"{_TAG}seq")
+
+_SYNTAX: Final = (
+    ("found character '\\t'", "a tab is used for indentation", "use spaces"),
+    ("mapping values are not allowed", "a colon where none can stand", "check the indentation, or quote the text"),
+    ("could not find expected ':'", "a key without its colon", 'write "key: value"'),
+    ("expected <block end>", "the indentation does not fit the lines above", "align the keys of one block"),
+    ("expected a single document", "the file holds more than one document", "remove the line ---"),
+    ("while scanning a quoted scalar", "a text whose quote is never closed", "close it, or double the quote inside"),
+    ("that cannot start any token", "a character that cannot start a value", "quote the text"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose plain scalars are only null, true, false and decimal numbers; all else is text."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that this loader, or a YAML 1.1 loader, would read as something else."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """Write shared values out in full."""
+        return True
+
+
+for _name, (_pattern, _) in _SCALARS.items():
+    if not _name.endswith("str"):
+        for _class in (_Loader, _Dumper):
+            _class.add_implicit_resolver(_name, re.compile(rf"(?:{_pattern.pattern})\Z"), None)
+_Loader.add_implicit_resolver(_MERGE, re.compile("<<$"), None)
+
+
+def _load(path: Path) -> str:
+    """Return the text of a file, refusing what cannot be a scenario before YAML sees it."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        siblings = [each.name for each in path.parent.glob("*.y*ml")]
+        close = nearest(path.name, siblings)
+        remedy = f"did you mean {path.with_name(close)}?" if close else "check the path"
+        raise UserError(Problem(file=str(path), message="no such file", remedy=remedy)) from None
+    except OSError as error:
+        raise UserError(Problem(file=str(path), message=f"cannot be read: {error.strerror}")) from None
+    if len(raw) > MAX_BYTES:
+        raise UserError(Problem(file=str(path), message=f"the file is larger than {MAX_BYTES} bytes"))
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(Problem(file=str(path), message="the file is UTF-16", remedy="save it as UTF-8"))
+    if b"\0" in raw:
+        raise UserError(Problem(file=str(path), message="the file is binary, not YAML"))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        message = "a byte that is not UTF-8"
+        raise UserError(Problem(file=str(path), line=line, message=message, remedy="save it as UTF-8")) from None
+
+
+class _Builder:
+    """Builds plain data from YAML nodes, noting the place of each value and every mistake of form."""
+
+    def __init__(self, source: str, *, numbered: bool = True) -> None:
+        self.source = source
+        self.numbered = numbered
+        self.places: dict[Keys, Place] = {}
+        self.problems: list[Problem] = []
+        self.count = 0
+
+    def read(self, text: str, keys: Keys) -> Any:
+        """Return the data that `text` says, its places starting with `keys`."""
+        try:
+            node = _Loader(text).get_single_node()
+            data = self.build(node, keys) if node else None
+        except yaml.YAMLError as error:
+            raise UserError(self._syntax(error, text)) from None
+        except RecursionError:
+            raise UserError(Problem(file=self.source, message="values nest too deeply or contain themselves")) from None
+        if self.problems:
+            raise UserError(*self.problems)
+        return data
+
+    def build(self, node: yaml.Node, keys: Keys, line: int | None = None) -> Any:
+        """Return the data of one node and note its place."""
+        self._visit()
+        line = line or self._line(node)
+        self.places[keys] = Place(self.source, line if self.numbered else None, _quoted(node))
+        if node.tag not in (_SCALARS if isinstance(node, yaml.ScalarNode) else _CONTAINERS):
+            self._note(node, keys, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed here", "remove it")
+            return None
+        if isinstance(node, yaml.MappingNode):
+            pairs = self._pairs(node, keys)
+            return {name: self.build(value, (*keys, name), self._line(key)) for name, (key, value) in pairs.items()}
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*keys, index)) for index, item in enumerate(node.value)]
+        return self._scalar(node, keys)
+
+    def _visit(self) -> None:
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise UserError(Problem(file=self.source, message=f"the file expands to more than {MAX_VALUES} values"))
+
+    def _pairs(self, node: yaml.MappingNode, keys: Keys) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Return the named children of a mapping, those merged in by `<<` standing behind its own."""
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            if key.tag == _MERGE:
+                for source in reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]:
+                    merged |= self._merged(source, keys)
+            elif key.tag != f"{_TAG}str" or not key.value.isprintable():
+                self._note(key, keys, "keys must be plain text", "quote it" if isinstance(key, yaml.ScalarNode) else "")
+            elif key.value in own:
+                remedy = f"keep this one or the one on line {self._line(own[key.value][0])}"
+                self._note(key, (*keys, key.value), "the key is given twice", remedy)
+            else:
+                own[key.value] = (key, value)
+        return {**merged, **own}
+
+    def _merged(self, node: yaml.Node, keys: Keys) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        self._visit()
+        if isinstance(node, yaml.MappingNode):
+            return self._pairs(node, keys)
+        self._note(node, keys, "<< must name a block", "use an alias such as *base")
+        return {}
+
+    def _scalar(self, node: yaml.Node, keys: Keys) -> object:
+        pattern, convert = _SCALARS[node.tag]
+        if not pattern.fullmatch(node.value):
+            self._note(node, keys, f"the text does not fit the tag {node.tag.replace(_TAG, '!!')}", "remove the tag")
+        elif not _encodable(node.value):
+            self._note(node, keys, "the text holds half a character", "remove the \\ud800 to \\udfff escapes")
+        else:
+            return convert(node.value)
+        return None
+
+    def _note(self, node: yaml.Node, keys: Keys, message: str, remedy: str) -> None:
+        path = _dotted(keys)
+        line = self._line(node) if self.numbered else None
+        self.problems.append(Problem(file=self.source, line=line, path=path, message=message, remedy=remedy))
+
+    def _line(self, node: yaml.Node) -> int:
+        return int(node.start_mark.line) + 1
+
+    def _syntax(self, error: yaml.YAMLError, text: str) -> Problem:
+        said, context, line = "not valid YAML", "", 1
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            said, context, line = str(error.problem), str(error.context), error.problem_mark.line + 1
+        elif isinstance(error, yaml.reader.ReaderError):
+            said, line = "a control character", text.count("\n", 0, error.position) + 1
+        known = (plain for part, *plain in _SYNTAX if part in f"{context} {said}")
+        message, remedy = next(known, (said, ""))
+        return Problem(file=self.source, line=line if self.numbered else None, message=message, remedy=remedy)
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _quoted(node: yaml.Node) -> str:
+    """Return the text of a scalar as written, quotes included, and nothing for a block or a list."""
+    if not isinstance(node, yaml.ScalarNode):
+        return ""
+    return str(node.value) if node.style is None else json.dumps(node.value, ensure_ascii=False)
+
+
+# --- paths -------------------------------------------------------------------------------------------------------
+
+
+def _keys(path: str | Keys) -> Keys:
+    if not isinstance(path, str):
+        return path
+    return tuple(int(part) if part.isdecimal() else part for part in path.split(".") if part)
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(map(str, keys))
+
+
+def _has(data: object, key: str | int) -> bool:
+    if isinstance(data, dict):
+        return key in data
+    return isinstance(data, list) and isinstance(key, int) and 0 <= key < len(data)
+
+
+def _at(data: Any, keys: Keys, absent: object = None) -> Any:
+    for key in keys:
+        if not _has(data, key):
+            return absent
+        data = data[key]
+    return data
+
+
+def _find(data: Any, parts: Sequence[str], source: str) -> tuple[Any, Keys]:
+    """Return the container that holds a dotted path's last part, made where absent, and the path's keys."""
+    keys: Keys = ()
+    for depth, part in enumerate(parts):
+        key = _step(data, part, keys, source)
+        keys = (*keys, key)
+        if depth == len(parts) - 1:
+            break
+        if not _has(data, key) or data[key] is None:
+            if parts[depth + 1].isdecimal():
+                raise UserError(_unknown(source, keys, suggestion(part, data)))
+            data[key] = {}
+        data = data[key]
+    return data, keys
+
+
+def _step(data: object, part: str, keys: Keys, source: str) -> str | int:
+    """Return the key that one part of a `--set` path means inside `data`."""
+    if isinstance(data, dict):
+        return part
+    if not isinstance(data, list):
+        raise UserError(_unknown(source, (*keys, part), f"{_dotted(keys)} is a single value"))
+    if part.isdecimal() and int(part) < len(data):
+        return int(part)
+    names = {str(item["name"]): index for index, item in enumerate(data) if isinstance(item, dict) and "name" in item}
+    if part in names:
+        return names[part]
+    known = [*map(str, range(len(data))), *names]
+    raise UserError(_unknown(source, (*keys, part), suggestion(part, known)))
+
+
+def _unknown(source: str, keys: Keys, remedy: str) -> Problem:
+    return Problem(file=source, path=_dotted(keys), message="no such path", remedy=remedy)
+
+
+def _shown(value: object, place: Place | None) -> str:
+    """Return a value as the user wrote it, short and printable."""
+    if isinstance(value, dict):
+        return "a block"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "nothing"
+    text = place.text if place else json.dumps(value, ensure_ascii=False)
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+# --- from pydantic's errors to problems --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """One error of pydantic in plain words; `branches` are the unions on its way and the member taken in each."""
+
+    keys: Keys
+    message: str
+    remedy: str = ""
+    show_value: bool = True
+    is_shape: bool = False
+    branches: tuple[tuple[Keys, str], ...] = ()
+
+
+_WORDS: Final[Mapping[str, tuple[str, str]]] = {
+    "missing": ("the key is missing", "add it"),
+    "int_type": ("must be a whole number", ""),
+    "int_parsing_size": ("is too large a number", ""),
+    "float_type": ("must be a number", ""),
+    "finite_number": ("must be a finite number", ""),
+    "bool_type": ("must be true or false", ""),
+    "string_type": ("must be text", ""),
+    "tuple_type": ("must be a list", "start each item with a dash"),
+    "list_type": ("must be a list", "start each item with a dash"),
+    "dict_type": ("must be a block of keys", ""),
+    "model_type": ("must be a block of keys", ""),
+    "none_required": ("must be left out", ""),
+    "greater_than": ("must be more than {gt}", ""),
+    "greater_than_equal": ("must be at least {ge}", ""),
+    "less_than": ("must be less than {lt}", ""),
+    "less_than_equal": ("must be at most {le}", ""),
+    "multiple_of": ("must be a multiple of {multiple_of}", ""),
+    "too_short": ("has {actual_length} items, needs at least {min_length}", ""),
+    "too_long": ("has {actual_length} items, may have at most {max_length}", ""),
+    "string_too_short": ("must have at least {min_length} characters", ""),
+    "string_too_long": ("must have at most {max_length} characters", ""),
+    "string_pattern_mismatch": ("must match {pattern}", ""),
+    "union_tag_not_found": ("needs the key {discriminator}", ""),
+}
+
+
+def _faults(detail: ErrorDetails, data: object, model: type[BaseModel]) -> Iterator[_Fault]:
+    """Translate one error of pydantic; a validator's `Several` gives several."""
+    keys, branches = _follow(data, detail["loc"], detail["type"])
+    if _is_echo(detail, _at(data, keys)):
+        return
+    raised = detail.get("ctx", {}).get("error")
+    if isinstance(raised, At | Several):
+        for each in raised.faults if isinstance(raised, Several) else (raised,):
+            below = (*keys, *_keys(each.path))
+            is_scalar = not isinstance(_at(data, below, absent={}), dict | list)
+            yield _Fault(below, each.message, each.remedy, show_value=is_scalar, branches=branches)
+    else:
+        fault = _in_words(detail, data, keys, model)
+        yield replace(fault, branches=branches, is_shape=detail["type"].endswith("_type"))
+
+
+def _is_echo(detail: ErrorDetails, value: object) -> bool:
+    """Whether a list is called too short only because pydantic did not count its faulty items."""
+    return detail["type"] == "too_short" and isinstance(value, list) and len(value) >= detail["ctx"]["min_length"]
+
+
+def _follow(data: object, location: Sequence[str | int], kind: str) -> tuple[Keys, tuple[tuple[Keys, str], ...]]:
+    """Split pydantic's location into the keys that exist in the document and the union members named between them."""
+    keys: Keys = ()
+    branches: list[tuple[Keys, str]] = []
+    for depth, part in enumerate(location):
+        if _has(data, part):
+            keys, data = (*keys, part), _at(data, (part,))
+        elif kind == "missing" and depth == len(location) - 1:
+            keys = (*keys, part)
+        else:
+            branches.append((keys, str(part)))
+    return keys, tuple(branches)
+
+
+def _in_words(detail: ErrorDetails, data: object, keys: Keys, model: type[BaseModel]) -> _Fault:
+    kind, context = detail["type"], detail.get("ctx", {})
+    value = _at(data, keys)
+    if kind == "extra_forbidden":
+        remedy = _meant(model, keys, _at(data, keys[:-1]))
+        return _Fault(keys, "unknown key", remedy, show_value=False)
+    if kind == "one_key_of":
+        return _one_key(keys, value, context["keys"].split(", "))
+    if kind in ("literal_error", "enum"):
+        return _Fault(keys, f"must be {context['expected'].replace(chr(39), '')}", _choice(value, context["expected"]))
+    if kind == "union_tag_invalid":
+        return _Fault((*keys, context["discriminator"].strip("'")), f"must be one of {context['expected_tags']}")
+    if kind == "string_type" and isinstance(value, int | float):
+        return _Fault(keys, "must be text", "put it in quotes")
+    message, remedy = _WORDS.get(kind, (detail["msg"][:1].lower() + detail["msg"][1:].replace("{", "{{"), ""))
+    return _Fault(keys, message.format(**context), remedy, show_value=kind not in ("missing", "too_short", "too_long"))
+
+
+def _one_key(keys: Keys, value: object, allowed: Sequence[str]) -> _Fault:
+    message = f"must have exactly one of the keys {', '.join(allowed)}"
+    if not isinstance(value, dict):
+        return _Fault(keys, message)
+    present = [key for key in allowed if key in value]
+    close = {key: nearest(key, allowed) for key in value if not present}
+    remedy = next((f"did you mean {meant} instead of {key}?" for key, meant in close.items() if meant), "")
+    return _Fault(keys, message, remedy or f"found {' and '.join(present or value) or 'none'}", show_value=False)
+
+
+def _choice(value: object, expected: str) -> str:
+    """Return the remedy for a value outside a closed list, given as pydantic writes it: "'a', 'b' or 3"."""
+    allowed = re.findall(r"'([^']*)'", expected)
+    if isinstance(value, int | float) and not isinstance(value, bool) and str(value) in allowed:
+        return f'put it in quotes: "{value}"'
+    close = nearest(str(value), allowed)
+    return f"did you mean {close}?" if close else ""
+
+
+def _settle_unions(faults: Iterable[_Fault], depth: int = 0) -> Iterator[_Fault]:
+    """Keep, of the complaints of all members of a union, those of the member the user meant."""
+    unions: dict[Keys, dict[str, list[_Fault]]] = defaultdict(lambda: defaultdict(list))
+    for fault in faults:
+        if len(fault.branches) <= depth:
+            yield fault
+        else:
+            base, member = fault.branches[depth]
+            unions[base][member].append(fault)
+    for base, members in unions.items():
+        settled = [list(_settle_unions(found, depth + 1)) for found in members.values()]
+        fitting = [found for found in settled if any(len(fault.keys) > len(base) for fault in found)]
+        if fitting or len(settled) == 1:
+            yield from min(fitting or settled, key=len)
+        else:
+            yield _either([fault for found in settled for fault in found])
+
+
+def _either(faults: Sequence[_Fault]) -> _Fault:
+    """Join complaints about one value that no member of a union accepts."""
+    telling = [fault for fault in faults if not fault.is_shape] or faults
+    said = dict.fromkeys(fault.message.removeprefix("must be ") for fault in telling)
+    remedies = sorted((fault.remedy for fault in telling), key=lambda remedy: not remedy.startswith("did you mean"))
+    return replace(telling[0], message=f"must be {' or '.join(said)}", remedy=remedies[0])
+
+
+# --- what a model knows ------------------------------------------------------------------------------------------
+
+
+def _meant(model: type[BaseModel], keys: Keys, siblings: Any) -> str:
+    """Return the remedy for an unknown key: its right place elsewhere, a near name beside it, or all known names."""
+    name = str(keys[-1])
+    home = next(_homes(model, name, ()), None)
+    if home is not None:
+        return f"it belongs under {'.'.join(home)}" if home else "it belongs at the top of the file"
+    candidates = _models_at(model, keys[:-1])
+    here = max(candidates, key=lambda each: len(each.model_fields.keys() & siblings.keys()), default=model)
+    return suggestion(name, here.model_fields)
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """Yield the plain types of an annotation: the members of unions, without `Annotated`."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
+
+
+def _is_model(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _below(annotation: Any, key: str | int) -> Iterator[Any]:
+    """Yield the annotations of what stands under one key of an annotated value."""
+    for member in _members(annotation):
+        if _is_model(member) and key in member.model_fields:
+            yield member.model_fields[key].annotation
+        elif get_origin(member) in (list, tuple, dict, Mapping, Sequence):
+            arguments = [each for each in get_args(member) if each is not ...]
+            yield arguments[-1]
+
+
+def _models_at(model: type[BaseModel], keys: Keys) -> list[type[BaseModel]]:
+    found: list[Any] = [model]
+    for key in keys:
+        found = [below for annotation in found for below in _below(annotation, key)]
+    return [member for annotation in found for member in _members(annotation) if _is_model(member)]
+
+
+def _homes(model: type[BaseModel], name: str, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of the blocks at or below `model` that know the key `name`; no path visits a key twice."""
+    if name in model.model_fields:
+        yield path
+    for key in (key for key in model.model_fields if key not in path):
+        for below in (*_models_at(model, (key,)), *_models_at(model, (key, 0))):
+            yield from _homes(below, name, (*path, key))

@@ -1,0 +1,632 @@
+"""One machine over time: guests, ksmd, its tuner and the sampler as SimPy processes in an environment of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from sim.columns import PAGE_BYTES
+from sim.cost import prices as price_sets
+from sim.cost.prices import Prices
+from sim.errors import At, Several
+from sim.memory.guest import NAME, Advice, Burst, Vm
+from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
+from sim.sharing.kernels import KERNELS, Kernel, kernel
+from sim.sharing.ksm import Ksm, KsmChange
+from sim.sharing.tuners import Choice, Ksmtuned, Mom, Usage
+from sim.streams import generator, key
+from sim.units import SECOND, Block, Bytes, format_bytes
+
+if TYPE_CHECKING:
+    import simpy
+
+    from sim.memory.pages import Int32, Int64, UInt8
+    from sim.sharing.scanner import Scanner
+
+Steps = Generator[Any, Any, None]
+Column = Sequence[str] | np.ndarray[Any, np.dtype[Any]]
+
+_FRESH: Final = -1
+_WRITE_CLASSES: Final = 255
+
+
+class Host(Block):
+    """One kind of host and how many there are of it."""
+
+    name: str = Field(default="host", pattern=NAME)
+    """Name; the hosts are called NAME-0, NAME-1, ..."""
+    count: int = Field(default=1, ge=1, le=100_000)
+    """How many hosts."""
+    memory: Bytes = Field(gt=0)
+    """Memory of the host for its guests and KSM."""
+    cores: int = Field(default=8, ge=1, le=65536)
+    """Processor cores, what CPU overhead is measured against."""
+    kernel: str = "6.18"
+    """Linux version, whose behaviour is simulated."""
+    hz: int = Field(default=250, ge=24, le=10_000)
+    """Timer ticks per second (CONFIG_HZ)."""
+    numa_nodes: int = Field(default=1, ge=1, le=1024)
+    """NUMA nodes."""
+    prices: str = price_sets.DEFAULT
+    """Price set: what work costs in CPU time."""
+    ksm: Ksm = Ksm()
+    """Kernel Samepage Merging."""
+    ksmtuned: Ksmtuned | None = None
+    """Let ksmtuned turn KSM's knobs."""
+    mom: Mom | None = None
+    """Let oVirt's MOM turn KSM's knobs."""
+
+    @field_validator("kernel")
+    @classmethod
+    def _known_kernel(cls, version: str) -> str:
+        try:
+            kernel(version)
+        except ValueError as error:
+            oldest, *_, newest = KERNELS
+            raise At("", f"is no Linux version with KSM ({error})", f"write {oldest} to {newest}, in quotes") from None
+        return version
+
+    @field_validator("prices")
+    @classmethod
+    def _known_prices(cls, name: str) -> str:
+        price_sets.load(name)
+        return name
+
+    @model_validator(mode="after")
+    def _whole_pages(self) -> Host:
+        if self.memory % PAGE_BYTES:
+            raise At("memory", "must be whole pages of 4KiB", f"write {format_bytes(self.memory // 4096 * 4096)}")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_exist(self) -> Host:
+        faults = [At(f"ksm.{fault.path}", fault.message, fault.remedy) for fault in
+                  self.ksm.check_kernel(kernel(self.kernel))]  # fmt: skip
+        if self.ksmtuned and self.mom:
+            faults.append(At("mom", "ksmtuned and mom would fight over the same knobs", "keep one of them"))
+        if faults:
+            raise Several(*faults)
+        return self
+
+    def names(self) -> list[str]:
+        """Names of the hosts of this kind."""
+        return [f"{self.name}-{index}" for index in range(self.count)]
+
+
+@dataclass
+class Guest:
+    """A guest of a run: who it is, when it lives, and what became of it."""
+
+    name: str
+    vm: Vm
+    index: int
+    """Its number on its host."""
+    number: int
+    """Its number among the guests of its kind."""
+    start: int
+    stop: int
+    node: int = 0
+    places: dict[str, PageNumbers] = field(default_factory=dict)
+    started: bool = False
+    ended: int | None = None
+    end: str = "running"
+    final: dict[str, int] = field(default_factory=dict)
+    pages_written: int = 0
+    expected_writes: float = 0.0
+    level: float = 1.0
+    level_since: int = 0
+    original: Int32 | None = None
+    """What its pages held at the start, if a burst brings that back."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it lives now."""
+        return self.started and self.ended is None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Guests that one host gets, known before the run: kind, name and life of each (ns)."""
+
+    vm: Vm
+    name: str
+    number: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a host recorded: tables as columns by name (`sim.columns`), and how much ksmd did of each kind of work."""
+
+    samples: Mapping[str, Column]
+    scans: Mapping[str, Column]
+    guests: Sequence[Mapping[str, object]]
+    events: Sequence[Mapping[str, object]]
+    work: Mapping[str, int]
+
+
+@dataclass
+class _Rows:
+    """Rows of counters as the scanner logged them, with what it does not know."""
+
+    logs: list[Int64] = field(default_factory=list)
+    others: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Rows, and for all of them: promised bytes, guests running, OOM kills."""
+
+    def add(self, log: Int64, promised: int, running: int, oom_kills: int) -> None:
+        """Keep a copy of some rows."""
+        self.logs.append(log.copy())
+        self.others.append((len(log), promised, running, oom_kills))
+
+
+class Machine:
+    """A running host."""
+
+    def __init__(
+        self, host: Host, name: str, assignments: Sequence[Assignment], *, seed: int, duration: int, sample_every: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Times are in ns; *progress* is told the host time now and then."""
+        import simpy
+
+        from sim.sharing.scanner import Scanner
+
+        self.host = host
+        self.name = name
+        self.seed = seed
+        self.duration = duration
+        self.sample_every = sample_every
+        self.progress = progress
+        self.env: simpy.Environment = simpy.Environment(initial_time=0)
+        self.prices: Prices = price_sets.load(host.prices)
+        self.kernel: Kernel = kernel(host.kernel)
+        self.samples = _Rows()
+        self.scans = _Rows()
+        self.events: list[dict[str, object]] = []
+        self.guests = [
+            Guest(each.name, each.vm, index, each.number, each.start, each.stop, self._node_of(each, index))
+            for index, each in enumerate(assignments)
+        ]
+        self.by_name = {guest.name: guest for guest in self.guests}
+        self.oom_kills = 0
+        self.promised = 0
+        self.running = 0
+        self.space = ContentSpace()
+        self.captures = self._load_captures()
+        self.classes: dict[tuple[float, str], int] = {}
+        writes = self._write_classes()
+        contents = self._reserve_contents()
+        self.scanner: Scanner = Scanner(
+            host.ksm, self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=self._most_pages(),
+            guests=len(self.guests), contents=contents, work_ps=self._work_prices(),
+            trees=1 if host.ksm.merge_across_nodes else host.numa_nodes,
+            cold_milli=round(self.prices.cold_caches.factor * 1000), writes=writes,
+        )  # fmt: skip
+
+    def _node_of(self, each: Assignment, index: int) -> int:
+        return (each.vm.numa_node if each.vm.numa_node is not None else index) % self.host.numa_nodes
+
+    # --- what is known before the run -----------------------------------------------------------------------------
+
+    def _load_captures(self) -> dict[Path, Capture]:
+        images = {guest.vm.content.path: guest.vm.content for guest in self.guests
+                  if not guest.vm.fork_of and isinstance(guest.vm.content, Captured)}  # fmt: skip
+        captures = {path: load_capture(path) for path in images}
+        highest: dict[str, int] = {}
+        for path, image in images.items():
+            name = image.data_set_name
+            highest[name] = max(highest.get(name, 0), captures[path].highest)
+        for name, most in highest.items():
+            self.space.data_set(name, most)
+        return captures
+
+    def _write_classes(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        from sim.memory.pages import LOWEST, RATE, SPAN, WRITE_CLASSES, WRITE_COLUMNS
+
+        table = np.zeros((WRITE_CLASSES, WRITE_COLUMNS))
+        for vm in {guest.vm.name: guest.vm for guest in self.guests}.values():
+            image = vm.content
+            for part in image.parts if isinstance(image, Synthetic) and not vm.fork_of else ():
+                for rate in part.writes.rates() if part.writes else ():
+                    if rate > 0 and part.writes and (rate, part.writes.leaves) not in self.classes:
+                        self.classes[rate, part.writes.leaves] = len(self.classes) + 1
+        if len(self.classes) > _WRITE_CLASSES:
+            raise At("vms", f"more than {_WRITE_CLASSES} different rates of writes on one host", "use fewer")
+        for (rate, leaves), number in self.classes.items():
+            table[number, RATE] = rate / SECOND
+            if leaves == "zero":
+                table[number, SPAN] = 1
+            elif leaves != "unique":
+                pool = self._pool_sizes().get(leaves, 1)
+                first = self.space.some(pool)
+                table[number, LOWEST], table[number, SPAN] = first, pool
+        return table
+
+    def _pool_sizes(self) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for guest in self.guests:
+            image = guest.vm.content
+            if isinstance(image, Synthetic) and not guest.vm.fork_of:
+                for pool, pages in image.pool_pages(guest.vm.memory):
+                    sizes[pool] = max(sizes.get(pool, 0), pages)
+        return sizes
+
+    def _reserve_contents(self) -> int:
+        """Contents that the run can ever name: pools, captures, duplicates, and what forks give a number."""
+        for pool, pages in self._pool_sizes().items():
+            self.space.pool(pool, pages)
+        later = 0
+        for guest in self.guests:
+            image = guest.vm.content
+            if guest.vm.fork_of:
+                later += guest.vm.pages
+            elif isinstance(image, Synthetic):
+                later += image.duplicate_contents(guest.vm.memory)
+        return self.space.count + later
+
+    def _most_pages(self) -> int:
+        """Pages, in whole blocks, that guests hold at the busiest moment."""
+        from sim.memory.pages import BLOCK
+        from sim.sharing.scanner import blocks_of
+
+        changes = [(guest.start, blocks_of(guest.vm.pages)) for guest in self.guests]
+        changes += [(guest.stop, -blocks_of(guest.vm.pages)) for guest in self.guests if guest.stop < self.duration]
+        held = np.cumsum([change for _, change in sorted(changes)])
+        return int(held.max(initial=0)) * BLOCK
+
+    def _work_prices(self) -> Int64:
+        from sim.sharing.ksm_pass import WORK
+
+        return np.array([self.prices.picoseconds(kind) for kind in WORK], np.int64)
+
+    # --- the run --------------------------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        """Simulate the host's whole time."""
+        env = self.env
+        if self.host.ksm.run == 1:
+            self.scanner.set_knob("run", 1, 0)
+        for guest in self.guests:
+            env.process(self._live(guest))
+        env.process(self._sample())
+        if self.host.ksm.changes:
+            env.process(self._change_settings(self.host.ksm.changes))
+        tuner = self.host.ksmtuned or self.host.mom
+        if tuner:
+            env.process(self._tune(tuner))
+        while env.peek() <= self.duration:
+            self._advance(int(env.peek()))
+            env.step()
+        for guest in self.guests:
+            if guest.running:
+                self._finish(guest)
+        return Report(
+            self._columns(self.samples), self._columns(self.scans), [self._row_of(each) for each in self.guests if each.started],
+            self.events, self.scanner.work_done(),
+        )  # fmt: skip
+
+    def _advance(self, until: int) -> None:
+        """Let ksmd work up to the next thing that happens; a write that finds no frame kills its guest."""
+        from sim.sharing.scanner import OutOfFrames
+
+        while True:
+            try:
+                for log in self.scanner.advance(until):
+                    self._record(self.scans, log)
+                return
+            except OutOfFrames as starved:
+                self._kill(self.guests[starved.guest], until)
+
+    # --- guests ---------------------------------------------------------------------------------------------------
+
+    def _live(self, guest: Guest) -> Steps:
+        if guest.start:
+            yield self.env.timeout(guest.start)
+        elif guest.vm.fork_of:
+            yield self.env.timeout(0)
+        if not self._start(guest):
+            return
+        vm = guest.vm
+        for burst_number, burst in enumerate(vm.bursts):
+            self.env.process(self._burst(guest, burst_number, burst))
+        for advice in vm.madvise:
+            self.env.process(self._advise(guest, advice))
+        if vm.activity:
+            self.env.process(self._vary(guest))
+        if not vm.fork_of and isinstance(vm.content, Captured):
+            self.env.process(self._replay(guest, vm.content))
+        if guest.stop < self.duration:
+            yield self.env.timeout(guest.stop - guest.start)
+            if guest.running:
+                self._finish(guest)
+                self._leave(guest, "stopped")
+
+    def _start(self, guest: Guest) -> bool:
+        """Let the guest begin its life. Returns False if it could not, or died of it."""
+        vm, now = guest.vm, int(self.env.now)
+        parent = self._parent_of(guest)
+        if vm.fork_of and parent is None:
+            self._note(guest, "not-started", f"no guest of {vm.fork_of} runs on {self.name}")
+            return False
+        guest.started = True
+        guest.level = self._level(vm, 0)
+        guest.level_since = now
+        self.promised += vm.memory
+        self.running += 1
+        self.scanner.add(
+            guest.index, vm.pages, key=key(self.seed, "guest", guest.name), now=now, level=guest.level,
+            differs_at=vm.differs_at, node=guest.node,
+        )  # fmt: skip
+        if parent is not None:
+            guest.places = parent.places
+            self.space.count = self.scanner.fork(parent.index, guest.index, self.space.count, now)
+            return True
+        contents, writers = self._image_of(guest)
+        self.scanner.set_writers(guest.index, writers)
+        if vm.mergeable:
+            self.scanner.advise(guest.index, 0, vm.pages, True, now)
+        if any(burst.leaves == "original" for burst in vm.bursts):
+            guest.original = np.where(contents < 0, _FRESH, contents).astype(np.int32)
+        return self._try(guest, lambda: self.scanner.fill(guest.index, contents))
+
+    def _parent_of(self, guest: Guest) -> Guest | None:
+        if not guest.vm.fork_of:
+            return None
+        return next((each for each in self.guests if each.vm.name == guest.vm.fork_of and each.running), None)
+
+    def _image_of(self, guest: Guest) -> tuple[Int32, UInt8]:
+        """What the guest's pages hold at its start, and the class of random writes of each."""
+        vm, image = guest.vm, guest.vm.content
+        writers = np.zeros(vm.pages, np.uint8)
+        if isinstance(image, Captured):
+            capture = self.captures[image.path]
+            contents = np.full(vm.pages, UNTOUCHED, np.int32)
+            contents[: len(capture.first)] = self._captured_contents(guest, image, capture.first, OWN)
+            return contents, writers
+        guest.places = dict(image.layout(vm.memory, self.seed, vm.name))
+        for part in image.parts:
+            if part.writes:
+                where = guest.places[part.name]
+                hot = round(len(where) * part.writes.hot)
+                for pages, rate in zip((where[:hot], where[hot:]), part.writes.rates(), strict=True):
+                    writers[pages] = self.classes.get((rate, part.writes.leaves), 0)
+                guest.expected_writes += len(where) * part.writes.rate
+        return image.contents(vm.memory, guest.places, self.space), writers
+
+    def _captured_contents(self, guest: Guest, image: Captured, captured: Int64, own: int) -> Int32:
+        """Contents of a capture as this host numbers them; *own* for the pages in which this copy differs."""
+        offset = self.space.data_set(image.data_set_name, 0)
+        contents = np.where(captured > 0, captured + offset, captured).astype(np.int32)
+        if image.diverge and len(captured) == len(self._diverging(guest, image)):
+            contents[self._diverging(guest, image) & (captured != UNTOUCHED)] = own
+        return contents
+
+    def _diverging(self, guest: Guest, image: Captured) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        if "diverging" not in guest.places:
+            pages = len(self.captures[image.path].first)
+            draws = generator(self.seed, "diverge", guest.name).random(pages)
+            guest.places["diverging"] = np.flatnonzero(draws < image.diverge)
+        mask = np.zeros(len(self.captures[image.path].first), np.bool_)
+        mask[guest.places["diverging"]] = True
+        return mask
+
+    def _replay(self, guest: Guest, image: Captured) -> Steps:
+        """Write what the captured guest wrote, at the time of each snapshot."""
+        capture = self.captures[image.path]
+        began = int(self.env.now)
+        for time, pages, captured in capture.changes:
+            yield self.env.timeout(began + time - self.env.now)
+            if not guest.running:
+                return
+            contents = self._captured_contents(guest, image, captured, _FRESH)
+            if image.diverge:
+                contents[self._diverging(guest, image)[pages]] = _FRESH
+            if not self._write(guest, pages, contents):
+                return
+
+    def _burst(self, guest: Guest, number: int, burst: Burst) -> Steps:
+        began = int(self.env.now)
+        where = guest.places[burst.part]
+        times = 0
+        while True:
+            yield self.env.timeout(began + burst.at + times * (burst.every or 0) - self.env.now)
+            if not guest.running:
+                return
+            pages = where
+            if burst.share < 1:
+                draw = generator(self.seed, "guest", guest.name, "burst", number, times)
+                pages = np.sort(draw.choice(where, round(burst.share * len(where)), replace=False))
+            if not self._write(guest, pages, self._burst_contents(guest, burst, pages)):
+                return
+            if burst.every is None:
+                return
+            times += 1
+
+    def _burst_contents(self, guest: Guest, burst: Burst, pages: PageNumbers) -> Int32:
+        if burst.leaves == "original":
+            assert guest.original is not None  # kept because of this burst
+            return guest.original[pages]
+        return np.full(len(pages), _FRESH if burst.leaves == "unique" else 0, np.int32)
+
+    def _advise(self, guest: Guest, advice: Advice) -> Steps:
+        yield self.env.timeout(advice.at)
+        if not guest.running:
+            return
+        now, mergeable = int(self.env.now), advice.advice == "mergeable"
+        for first, pages in _ranges(guest, advice.part):
+            if not self.scanner.advise(guest.index, first, pages, mergeable, now):
+                self._note(guest, "madvise-refused", f"EAGAIN: no frame to unmerge into ({advice.part or 'all'})")
+                return
+
+    def _vary(self, guest: Guest) -> Steps:
+        activity = guest.vm.activity
+        assert activity is not None  # the process is only started with one
+        began = int(self.env.now)
+        step = 1
+        while activity.repeat or step < len(activity.levels):
+            yield self.env.timeout(began + step * activity.every - self.env.now)
+            if not guest.running:
+                return
+            self._account_writes(guest)
+            guest.level = self._level(guest.vm, step)
+            self.scanner.change_activity(guest.index, int(self.env.now), guest.level)
+            step += 1
+
+    def _level(self, vm: Vm, step: int) -> float:
+        return vm.activity.levels[step % len(vm.activity.levels)] if vm.activity else 1.0
+
+    def _account_writes(self, guest: Guest) -> None:
+        now = int(self.env.now)
+        guest.pages_written += round(guest.expected_writes * guest.level * (now - guest.level_since) / SECOND)
+        guest.level_since = now
+
+    def _write(self, guest: Guest, pages: PageNumbers, contents: Int32) -> bool:
+        guest.pages_written += len(pages)
+        return self._try(guest, lambda: self.scanner.write(guest.index, pages, contents))
+
+    def _try(self, guest: Guest, ask: Callable[[], None]) -> bool:
+        """Let the guest ask for frames; without one it dies. Returns whether it lives."""
+        from sim.sharing.scanner import OutOfFrames
+
+        try:
+            ask()
+        except OutOfFrames:
+            self._kill(guest, int(self.env.now))
+        return guest.running
+
+    def _kill(self, guest: Guest, now: int) -> None:
+        """No frame is left: the guest that asked for one is killed."""
+        self.oom_kills += 1
+        self._note(guest, "oom-killed", f"asked for a frame when {self.name} had none left", now)
+        self._finish(guest)
+        self._leave(guest, "oom-killed")
+
+    def _finish(self, guest: Guest) -> None:
+        """Keep what the guest's row in the table says, while its pages are there."""
+        self._account_writes(guest)
+        items, merging, zero = self.scanner.items_of(guest.index)
+        guest.final = {
+            "touched_bytes": self.scanner.touched(guest.index) * PAGE_BYTES,
+            "ksm_merging_pages": merging,
+            "ksm_zero_pages": zero,
+            "ksm_rmap_items": items,
+            "ksm_process_profit": self.scanner.profit(items, merging + zero),
+        }
+
+    def _leave(self, guest: Guest, end: str) -> None:
+        guest.ended, guest.end = int(self.env.now), end
+        self.promised -= guest.vm.memory
+        self.running -= 1
+        self.scanner.remove(guest.index)
+
+    # --- settings -------------------------------------------------------------------------------------------------
+
+    def _change_settings(self, changes: Sequence[KsmChange]) -> Steps:
+        for change in sorted(changes, key=lambda each: each.at):
+            yield self.env.timeout(change.at - self.env.now)
+            for name, value in change.knobs():
+                self._set(name, value)
+
+    def _set(self, name: str, value: int | str) -> None:
+        if name == "run":
+            for log in self.scanner.finish_batch():
+                self._record(self.scans, log)
+        refused = self.scanner.set_knob(name, value, int(self.env.now))
+        if refused:
+            self._note(None, "setting-refused", f"{name} = {value}: {refused}")
+        else:
+            self._note(None, "setting", f"{name} = {value}")
+
+    def _tune(self, tuner: Ksmtuned | Mom) -> Steps:
+        daemon = tuner.start()
+        while True:
+            yield self.env.timeout(daemon.every)
+            free, committed = self.scanner.usage()
+            choice = daemon.look(Usage(total=self.host.memory, free=free, committed=committed))
+            if choice:
+                self._apply(choice)
+
+    def _apply(self, choice: Choice) -> None:
+        wanted = {"pages_to_scan": choice.pages_to_scan, "sleep_millisecs": choice.sleep_millisecs, "run": choice.run}
+        for name, value in wanted.items():
+            if value is not None and self.scanner.knob(name) != value:
+                self._set(name, value)
+
+    # --- records --------------------------------------------------------------------------------------------------
+
+    def _sample(self) -> Steps:
+        while True:
+            now = int(self.env.now)
+            self._record(self.samples, self.scanner.snapshot(now)[np.newaxis])
+            if self.progress:
+                self.progress(now)
+            yield self.env.timeout(min(self.sample_every, self.duration - now) or self.sample_every)
+
+    def _record(self, rows: _Rows, log: Int64) -> None:
+        rows.add(log, self.promised, self.running, self.oom_kills)
+
+    def _note(self, guest: Guest | None, kind: str, detail: str, now: int | None = None) -> None:
+        time = (int(self.env.now) if now is None else now) / SECOND
+        name = guest.name if guest else ""
+        self.events.append({"time_s": time, "host": self.name, "guest": name, "kind": kind, "detail": detail})
+
+    def _columns(self, rows: _Rows) -> dict[str, Column]:
+        """Logged rows as the columns of the samples table."""
+        from sim.sharing.scanner import ROW, columns_of
+
+        log = np.concatenate(rows.logs) if rows.logs else np.zeros((0, ROW), np.int64)
+        others = np.repeat(np.array(rows.others or np.zeros((0, 4)), np.int64)[:, 1:], [n for n, *_ in rows.others], axis=0)
+        columns = columns_of(log)
+        private, shared, metadata = (columns[f"mem_{part}_bytes"] for part in ("private", "shared", "metadata"))
+        used = private + shared + metadata
+        cow_ps = self.prices.picoseconds("cow_break")
+        return {
+            **columns,
+            "host": [self.name] * len(log),
+            "thp_split_page": np.zeros(len(log), np.int64),
+            "thp_fault_alloc": np.zeros(len(log), np.int64),
+            "thp_collapse_alloc": np.zeros(len(log), np.int64),
+            "pswpin": np.zeros(len(log), np.int64),
+            "pswpout": np.zeros(len(log), np.int64),
+            "guests_running": others[:, 1],
+            "mem_total_bytes": np.full(len(log), self.host.memory),
+            "mem_promised_bytes": others[:, 0],
+            "mem_used_bytes": used,
+            "mem_free_bytes": self.host.memory - used,
+            "saved_bytes": columns["mem_touched_bytes"] - private - shared,
+            "oom_kills": others[:, 2],
+            "cores": np.full(len(log), self.host.cores),
+            "cow_cpu_ns": columns.pop("cow_breaks") * cow_ps // 1000,
+        }
+
+    def _row_of(self, guest: Guest) -> dict[str, object]:
+        """The guest's row of the guests table."""
+        return {
+            "guest": guest.name,
+            "vm": guest.vm.name,
+            "host": self.name,
+            "start_s": guest.start / SECOND,
+            "stop_s": float("nan") if guest.ended is None else guest.ended / SECOND,
+            "end": guest.end,
+            "memory_bytes": guest.vm.memory,
+            **guest.final,
+            "cow_breaks": self.scanner.copies(guest.index),
+            "pages_written": guest.pages_written,
+        }
+
+
+def _ranges(guest: Guest, part: str | None) -> Iterator[tuple[int, int]]:
+    """First page and length of each piece of a part, or of the whole guest."""
+    if part is None:
+        yield 0, guest.vm.pages
+        return
+    pages = np.sort(guest.places[part])
+    for piece in np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1):
+        if len(piece):
+            yield int(piece[0]), len(piece)

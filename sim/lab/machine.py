@@ -1,0 +1,339 @@
+"""This machine's KSM under exclusive control: settings are saved first and put back whatever happens.
+
+Source: Documentation/admin-guide/mm/ksm.rst (knobs and counters), Documentation/scheduler/sched-stats.rst (CPU time).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn, TypedDict
+
+from sim.errors import MachineError
+
+KSM: Final = Path("/sys/kernel/mm/ksm")
+LOCK: Final = Path("/run/overcommit-lab.lock")
+STATE: Final = Path("/run/overcommit-lab.json")
+TOKEN_VARIABLE: Final = "OVERCOMMIT_LAB"
+
+COUNTERS: Final = (
+    "full_scans",
+    "pages_shared",
+    "pages_sharing",
+    "pages_unshared",
+    "pages_volatile",
+    "pages_scanned",
+    "pages_skipped",
+    "ksm_zero_pages",
+    "stable_node_chains",
+    "stable_node_dups",
+    "general_profit",
+    "pages_to_scan",
+)
+
+DEFAULTS: Final[Mapping[str, int | str]] = {
+    "pages_to_scan": 100,
+    "sleep_millisecs": 20,
+    "smart_scan": 1,
+    "max_page_sharing": 256,
+    "merge_across_nodes": 1,
+    "use_zero_pages": 0,
+    "stable_node_chains_prune_millisecs": 2000,
+    "advisor_target_scan_time": 200,
+    "advisor_max_cpu": 70,
+    "advisor_min_pages_to_scan": 500,
+    "advisor_max_pages_to_scan": 30000,
+    "advisor_mode": "none",
+}
+
+_MEMORY_RESERVE: Final = 512 << 20
+_KILL_TIMEOUT_S: Final = 10.0
+
+
+class _State(TypedDict):
+    """What is put back: every writable knob and how ksmd was scheduled."""
+
+    token: str
+    knobs: dict[str, str]
+    ksmd_cpus: list[int]
+    ksmd_nice: int
+
+
+class Ksm:
+    """The kernel's KSM, held by one process at a time (see `exclusive`)."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self._ksmd = _ksmd_pid()
+        names = [name for name in COUNTERS if (KSM / name).exists()]
+        self._files = {name: os.open(KSM / name, os.O_RDONLY) for name in names}
+        self._vmstat = os.open("/proc/vmstat", os.O_RDONLY)
+        self._schedstat = os.open(f"/proc/{self._ksmd}/schedstat", os.O_RDONLY)
+        self._stat = os.open(f"/proc/{self._ksmd}/stat", os.O_RDONLY)
+
+    def close(self) -> None:
+        """Release the counter files."""
+        for descriptor in (*self._files.values(), self._vmstat, self._schedstat, self._stat):
+            os.close(descriptor)
+
+    def get(self, knob: str) -> str:
+        """One knob as the kernel shows it; the chosen word where it offers several."""
+        return _read_knob(knob)
+
+    def read(self, counter: str) -> int:
+        """One counter, in about a microsecond."""
+        return int(os.pread(self._files[counter], 64, 0))
+
+    def counters(self) -> dict[str, int]:
+        """All KSM counters, `cow_ksm` and `ksmd_cpu_ns`, read one after the other."""
+        values = {name: int(os.pread(descriptor, 64, 0)) for name, descriptor in self._files.items()}
+        values["cow_ksm"] = self._cow_ksm()
+        values["ksmd_cpu_ns"] = self.ksmd_cpu_ns()
+        return values
+
+    def ksmd_cpu_ns(self) -> int:
+        """CPU time of ksmd in ns, exact while it sleeps and at most one tick behind while it runs."""
+        return int(os.pread(self._schedstat, 64, 0).split()[0])
+
+    def ksmd_runs(self) -> int:
+        """How often ksmd was put on a core; constant for as long as it sleeps."""
+        return int(os.pread(self._schedstat, 64, 0).split()[2])
+
+    def ksmd_asleep(self) -> bool:
+        """Whether ksmd sleeps between two batches (not when it waits for a lock or a core inside one)."""
+        return os.pread(self._stat, 64, 0).split()[2] == b"S"
+
+    def reset(self, **knobs: int | str) -> None:
+        """Unmerge everything, forget every page, stop ksmd and start again from the kernel's defaults and `knobs`.
+
+        `pages_scanned`, `pages_skipped`, `cow_ksm` and `ksmd_cpu_ns` keep counting: take a baseline.
+        """
+        _forget_pages()
+        available = {name: value for name, value in DEFAULTS.items() if (KSM / name).exists()}
+        self.set(**{**available, **knobs})
+
+    def isolate(self) -> set[int]:
+        """Give ksmd a core and a high priority; return the other cores (all cores where there is only one)."""
+        cores = os.sched_getaffinity(0)
+        others = cores - {max(cores)}
+        if not others:
+            return cores
+        os.sched_setaffinity(self._ksmd, {max(cores)})
+        os.setpriority(os.PRIO_PROCESS, self._ksmd, -20)
+        return others
+
+    def set(self, **knobs: int | str) -> None:
+        """Write knobs in an order the kernel accepts; MachineError names the knob it refuses."""
+        for name, value in _writing_order(knobs):
+            _write_knob(name, value)
+
+    def _cow_ksm(self) -> int:
+        text = b""
+        while chunk := os.pread(self._vmstat, 1 << 16, len(text)):
+            text += chunk
+        _, _, rest = text.partition(b"\ncow_ksm ")
+        return int(rest.split(maxsplit=1)[0]) if rest else 0
+
+
+def check_abilities() -> None:
+    """Raise MachineError where no lab can ever run: without root, or without KSM."""
+    if os.geteuid() != 0:
+        raise MachineError("the lab changes KSM's settings and needs root: run it with sudo")
+    if not KSM.is_dir():
+        raise MachineError(f"this kernel has no KSM ({KSM} is missing): a kernel built with CONFIG_KSM is needed")
+
+
+@contextlib.contextmanager
+def exclusive(needed_bytes: int = 0) -> Iterator[Ksm]:
+    """Hold this machine's KSM: alone, from a clean start, with everything put back at the end.
+
+    An interrupted lab is healed first. `needed_bytes` is the memory the caller's guests will touch.
+    Raises MachineError where this machine cannot do it: no root, no KSM, KSM in use, too little memory.
+    """
+    check_abilities()
+    with _lock(), _unwinding_on_signals():
+        _heal()
+        _check_nobody_uses_ksm()
+        _check_memory(needed_bytes)
+        state = _save()
+        ksm = Ksm(state["token"])
+        try:
+            ksm.reset()
+            yield ksm
+        finally:
+            ksm.close()
+            with _signals_held():
+                _heal()
+
+
+def restore() -> bool:
+    """Put back what an interrupted lab left and end its guests; True if there was anything to do."""
+    check_abilities()
+    with _lock():
+        return _heal()
+
+
+def _check_nobody_uses_ksm() -> None:
+    users = [entry.name for entry in _processes() if _uses_ksm(entry)]
+    if users:
+        raise MachineError(
+            f"KSM is in use by other processes (pid {', '.join(users[:5])}): stop them, the lab needs KSM alone"
+        )
+
+
+def _uses_ksm(process: Path) -> bool:
+    """Whether the process has, or will have, pages that ksmd scans."""
+    text = _read_gone(process / "ksm_stat").decode()
+    fields = dict(line.replace(":", " ").split() for line in text.splitlines())
+    return "yes" in fields.values() or int(fields.get("ksm_rmap_items", 0)) > 0
+
+
+def _check_memory(needed: int) -> None:
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) << 10
+    if needed + _MEMORY_RESERVE > available:
+        raise MachineError(
+            f"the guests need {needed >> 20} MiB and a reserve of {_MEMORY_RESERVE >> 20} MiB, "
+            f"but {available >> 20} MiB are available: use fewer or smaller guests"
+        )
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    with LOCK.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MachineError("another lab is running on this machine: wait until it ends") from None
+        yield
+
+
+@contextlib.contextmanager
+def _unwinding_on_signals() -> Iterator[None]:
+    """Turn the signals that end a process into exceptions, so that settings are put back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, _unwind) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _unwind(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _save() -> _State:
+    ksmd = _ksmd_pid()
+    writable = [file.name for file in KSM.iterdir() if file.stat().st_mode & 0o200]
+    state = _State(
+        token=uuid.uuid4().hex,
+        knobs={name: _read_knob(name) for name in sorted(writable)},
+        ksmd_cpus=sorted(os.sched_getaffinity(ksmd)),
+        ksmd_nice=os.getpriority(os.PRIO_PROCESS, ksmd),
+    )
+    unfinished = STATE.with_suffix(".new")
+    unfinished.write_text(json.dumps(state, indent=1))
+    unfinished.replace(STATE)
+    return state
+
+
+def _heal() -> bool:
+    """End the guests of the lab that wrote the state file, and put back what it says."""
+    if not STATE.exists():
+        return False
+    state: _State = json.loads(STATE.read_text())
+    _end_guests(state["token"])
+    _forget_pages()
+    for name, value in _writing_order(state["knobs"]):
+        _write_knob(name, value)
+    ksmd = _ksmd_pid()
+    os.sched_setaffinity(ksmd, state["ksmd_cpus"])
+    os.setpriority(os.PRIO_PROCESS, ksmd, state["ksmd_nice"])
+    STATE.unlink()
+    return True
+
+
+def _end_guests(token: str) -> None:
+    mark = f"{TOKEN_VARIABLE}={token}".encode()
+    deadline = time.monotonic() + _KILL_TIMEOUT_S
+    while guests := [entry for entry in _processes() if mark in _read_gone(entry / "environ").split(b"\0")]:
+        for entry in guests:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(entry.name), signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise MachineError(f"guest processes {[entry.name for entry in guests]} cannot be ended")
+        time.sleep(0.01)
+
+
+def _forget_pages() -> None:
+    # Writing 2 where it is 2 already does nothing, so ksmd is stopped first.
+    for value in (0, 2, 0):
+        _write_knob("run", value)
+
+
+def _writing_order(knobs: Mapping[str, int | str]) -> list[tuple[str, int | str]]:
+    """The advisor is switched off before the knobs it guards are written, and on after them; `run` comes last."""
+    writes = [(name, value) for name, value in knobs.items() if name not in ("advisor_mode", "run")]
+    if "advisor_mode" in knobs:
+        writes.insert(0, ("advisor_mode", "none"))
+        if knobs["advisor_mode"] != "none":
+            writes.append(("advisor_mode", knobs["advisor_mode"]))
+    if "run" in knobs:
+        writes.append(("run", knobs["run"]))
+    return writes
+
+
+def _write_knob(name: str, value: int | str) -> None:
+    try:
+        (KSM / name).write_text(str(value))
+    except OSError as error:
+        raise MachineError(f"the kernel refuses {name} = {value}: {error.strerror}") from error
+
+
+def _read_knob(name: str) -> str:
+    text = (KSM / name).read_text().strip()
+    return text.partition("[")[2].partition("]")[0] or text
+
+
+def _processes() -> Iterator[Path]:
+    """The /proc folders of all processes but this one."""
+    own = str(os.getpid())
+    return (entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and entry.name != own)
+
+
+def _read_gone(file: Path) -> bytes:
+    """A /proc file of a process; empty when it has ended, belongs to someone who hides it, or has no such file."""
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
+
+
+def _ksmd_pid() -> int:
+    for entry in _processes():
+        if _read_gone(entry / "comm") == b"ksmd\n":
+            return int(entry.name)
+    raise MachineError("this kernel has KSM but no ksmd thread is visible: run the lab outside a container")

@@ -1,0 +1,57 @@
+"""The compiler for loops over pages, with a cache that follows the source text."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+
+def _cache_folder() -> Path:
+    """Folder for machine code, named by the source: numba's own check misses a change in another file."""
+    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
+    for source in sorted(Path(__file__).parents[1].rglob("*.py")):
+        if b"compiled" in (text := source.read_bytes()):
+            digest.update(text)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for root in (Path(base), Path(tempfile.gettempdir())):
+        folder = root / "overcommit" / digest.hexdigest()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    return Path(tempfile.mkdtemp(prefix="overcommit-"))
+
+
+numba.config.CACHE_DIR = str(_cache_folder())
+
+
+def _widened(kind: Any) -> Any:
+    kind = numba.types.unliteral(kind)
+    narrow = isinstance(kind, numba.types.Integer) and kind is not numba.types.uint64
+    return numba.types.int64 if narrow else kind
+
+
+def compiled(loop: Loop) -> Loop:
+    """Compile *loop* on first use; later processes load the machine code from the cache."""
+    return cast(Loop, numba.njit(cache=True, error_model="numpy", _nrt=False)(loop))
+
+
+def inlined(loop: Loop) -> Loop:
+    """Compile *loop* into its callers only, once for all kinds of integer.
+
+    numba would compile it anew for each constant and each width of an argument, and give it an entry from Python.
+    """
+    dispatcher = numba.njit(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)(loop)
+    template = dispatcher.get_call_template
+    dispatcher.get_call_template = lambda args, kws: template(
+        tuple(_widened(kind) for kind in args), {name: _widened(kind) for name, kind in kws.items()}
+    )
+    return cast(Loop, dispatcher)

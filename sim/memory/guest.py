@@ -1,0 +1,157 @@
+"""Guests as a scenario describes them: memory, image, life, and what they write when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sim.columns import PAGE_BYTES
+from sim.errors import At, Several
+from sim.memory.image import Captured, Image, Synthetic
+from sim.units import Block, Bytes, Duration, Share, format_bytes, format_duration
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""What a name may be: it becomes part of file names and tables."""
+
+
+class Burst(Block):
+    """Writes to many pages of a part at one moment, once or again and again."""
+
+    part: str
+    """The part of the synthetic image."""
+    at: Duration = 0
+    """First time, after the guest's start."""
+    every: Duration | None = None
+    """Time from one burst to the next; once only unless given."""
+    share: Share = 1.0
+    """Share of the part's pages, chosen anew each time."""
+    leaves: Literal["unique", "zero", "original"] = "unique"
+    """What is left in the pages: contents never seen before, zeros, or what the guest started with."""
+
+
+class Advice(Block):
+    """madvise() in the middle of a guest's life."""
+
+    at: Duration
+    """When, after the guest's start."""
+    advice: Literal["mergeable", "unmergeable"]
+    """MADV_MERGEABLE or MADV_UNMERGEABLE."""
+    part: str | None = None
+    """The part of the synthetic image; all of the guest unless given."""
+
+
+class Activity(Block):
+    """A level that scales the random writes over time."""
+
+    every: Duration = Field(gt=0)
+    """How long each level lasts."""
+    levels: tuple[float, ...] = Field(min_length=1)
+    """Factors, the first from the guest's start."""
+    repeat: bool = True
+    """Start over after the last level; otherwise the last one stays."""
+
+    @model_validator(mode="after")
+    def _levels_are_factors(self) -> Activity:
+        bad = [At(f"levels.{i}", "must not be negative", "write 0 for a guest at rest")
+               for i, level in enumerate(self.levels) if level < 0]  # fmt: skip
+        if bad:
+            raise Several(*bad)
+        return self
+
+
+class Vm(Block):
+    """One kind of guest and how many there are of it."""
+
+    name: str = Field(pattern=NAME)
+    """Name; its guests are called NAME-0, NAME-1, ..."""
+    count: int = Field(default=1, ge=1, le=1_000_000)
+    """How many guests."""
+    memory: Bytes = Field(gt=0)
+    """Memory promised to each guest."""
+    image: Image | None = None
+    """What the memory holds; unique pages unless given. A fork has its parent's."""
+    start: Duration = 0
+    """When the first guest starts."""
+    every: Duration = 0
+    """Time from one guest's start to the next."""
+    stop: Duration | None = None
+    """When all guests of this kind stop."""
+    lifetime: Duration | None = Field(default=None, gt=0)
+    """How long each guest lives."""
+    fork_of: str | None = None
+    """Guests are forked from the first guest of this kind, which must be running on the same host."""
+    host: str | None = None
+    """The host they run on; in turn over all hosts unless given."""
+    numa_node: int | None = Field(default=None, ge=0)
+    """The NUMA node of their memory; in turn over all nodes unless given."""
+    mergeable: bool = True
+    """Whether their memory is offered to KSM (MADV_MERGEABLE)."""
+    differs_at: Bytes = Field(default=0, le=PAGE_BYTES)
+    """How many bytes at their start two different pages of these guests have in common: what ksmd compares in vain."""
+    activity: Activity | None = None
+    """Scales the random writes over time."""
+    bursts: tuple[Burst, ...] = ()
+    """Writes to many pages at once."""
+    madvise: tuple[Advice, ...] = ()
+    """Advice given in the middle of life."""
+
+    @property
+    def pages(self) -> int:
+        """Pages of one guest."""
+        return self.memory // PAGE_BYTES
+
+    @property
+    def content(self) -> Synthetic | Captured:
+        """The image, the default being one part of unique pages."""
+        return self.image or Synthetic.model_validate({"parts": [{"name": "memory", "size": "100%"}]})
+
+    def lives(self, end: int) -> Iterator[tuple[int, int]]:
+        """Start and stop (ns) of each guest; a stop at or after *end* means never."""
+        for index in range(self.count):
+            start = self.start + index * self.every
+            stops = [stop for stop in (self.stop, self.lifetime and start + self.lifetime) if stop]
+            yield start, min([*stops, end])
+
+    @model_validator(mode="after")
+    def _whole_pages(self) -> Vm:
+        if self.memory % PAGE_BYTES:
+            pages = -(-self.memory // PAGE_BYTES)
+            raise At("memory", "must be whole pages of 4KiB", f"write {format_bytes(pages * PAGE_BYTES)}")
+        return self
+
+    @model_validator(mode="after")
+    def _image_fits(self) -> Vm:
+        if self.fork_of and self.image:
+            raise At("image", "a fork has its parent's image", "remove image or fork_of")
+        if self.image:
+            try:
+                self.image.check_size(self.memory)
+            except At as fault:
+                raise At(f"image.{fault.path}", fault.message, fault.remedy) from None
+        return self
+
+    @model_validator(mode="after")
+    def _stops_after_start(self) -> Vm:
+        if self.stop is not None and self.stop <= self.start:
+            raise At("stop", "must come after start", f"write more than {format_duration(self.start)}")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_exist(self) -> Vm:
+        image = None if self.fork_of else self.content
+        parts = [part.name for part in image.parts] if isinstance(image, Synthetic) else []
+        faults = []
+        for field, items in (("bursts", self.bursts), ("madvise", self.madvise)):
+            for i, item in enumerate(items):
+                if item.part is None or item.part in parts:
+                    continue
+                known = f"its parts: {', '.join(parts)}" if parts else "only a synthetic image has parts"
+                faults.append(At(f"{field}.{i}.part", "no such part in the guest's image", known))
+        for i, burst in enumerate(self.bursts):
+            if burst.every == 0:
+                faults.append(At(f"bursts.{i}.every", "must be longer than 0", "leave it out for a single burst"))
+        if faults:
+            raise Several(*faults)
+        return self

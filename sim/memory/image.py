@@ -1,0 +1,359 @@
+"""Images: what a guest's pages hold when it starts, synthetic (parts) or captured (fingerprints of a real guest)."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr, model_validator
+
+from sim.columns import PAGE_BYTES
+from sim.document import by_key
+from sim.errors import At, Several, UserError, suggestion
+from sim.streams import generator
+from sim.units import (
+    SECOND,
+    Block,
+    Bytes,
+    Duration,
+    Rate,
+    Share,
+    format_bytes,
+    format_share,
+    parse_bytes,
+    parse_share,
+)
+
+Contents = npt.NDArray[np.int32]
+PageNumbers = npt.NDArray[np.int64]
+
+UNTOUCHED: Final = -(1 << 31)
+"""Content of a page that does not exist yet."""
+OWN: Final = -2
+"""Content of a page that equals no other page, until its first write."""
+
+_NEVER_TOUCHED = 255
+_MOST_BYTES = 1 << 34
+"""Largest array a captured image may hold, uncompressed."""
+
+
+def _parse_extent(value: object) -> int | float:
+    if isinstance(value, str) and "%" in value:
+        return parse_share(value)
+    return parse_bytes(value)
+
+
+def _format_extent(extent: int | float) -> str:
+    return format_share(extent) if isinstance(extent, float) else format_bytes(extent)
+
+
+_ExtentText = Annotated[str, Field(examples=["30%", "120MiB"])]
+Extent = Annotated[
+    int | float,
+    BeforeValidator(_parse_extent, json_schema_input_type=_ExtentText | Literal[0]),
+    PlainSerializer(_format_extent, return_type=str),
+]
+"""Bytes as an integer or a share of the whole as a float inside; "120MiB" or "30%" outside."""
+
+
+def pages_of(extent: int | float, whole: int) -> int:
+    """Pages that an extent means, of a *whole* given in pages."""
+    return round(extent * whole) if isinstance(extent, float) else extent // PAGE_BYTES
+
+
+class ContentSpace:
+    """The contents of one host by number: 1 and up, given out as images name them."""
+
+    def __init__(self) -> None:
+        self.count = 1
+        self._pools: dict[str, Contents] = {}
+        self._data_sets: dict[str, int] = {}
+
+    def some(self, number: int) -> int:
+        """Reserve *number* contents that nobody else has. Returns the first."""
+        first = self.count
+        self.count += number
+        return first
+
+    def pool(self, name: str, number: int) -> Contents:
+        """The first *number* contents of a pool; every user of the name gets the same."""
+        known = self._pools.get(name, np.empty(0, np.int32))
+        if len(known) < number:
+            more = number - len(known)
+            known = np.concatenate([known, np.arange(more, dtype=np.int32) + self.some(more)]).astype(np.int32)
+            self._pools[name] = known
+        return known[:number]
+
+    def data_set(self, name: str, highest: int) -> int:
+        """What to add to the contents 1 to *highest* of a data set; every file of the set must state the same highest."""
+        if name not in self._data_sets:
+            self._data_sets[name] = self.some(highest) - 1
+        return self._data_sets[name]
+
+
+class Writes(Block):
+    """Random writes to the pages of a part: each page is a Poisson process of its own."""
+
+    rate: Rate
+    """Writes per page, on average over the part."""
+    hot: Share = 1.0
+    """Share of the part's pages that is hot."""
+    hot_writes: Share = 1.0
+    """Share of all writes that goes to the hot pages."""
+    leaves: str = "unique"
+    """What a write leaves: unique (a content never seen before), zero, or the name of a pool."""
+
+    @model_validator(mode="after")
+    def _some_page_is_hot(self) -> Writes:
+        if self.hot == 0 and self.hot_writes > 0:
+            raise At("hot", "no page is hot, but hot pages get writes", "set hot_writes to 0%")
+        if self.hot == 1 and self.hot_writes < 1:
+            raise At("hot_writes", "every page is hot, so no page is left for the other writes", "set hot below 100%")
+        return self
+
+    def rates(self) -> tuple[float, float]:
+        """Writes per second of a hot page and of a cold one."""
+        hot = self.rate * self.hot_writes / self.hot if self.hot else 0.0
+        cold = self.rate * (1 - self.hot_writes) / (1 - self.hot) if self.hot < 1 else 0.0
+        return hot, cold
+
+
+class Part(Block):
+    """One part of a synthetic image; exactly one of pool, duplicates, zero and untouched may be given."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """How bursts and advice call the part."""
+    size: Extent
+    """How much of the guest: bytes, or a share of its memory."""
+    pool: str | None = None
+    """Pages that every part with the same pool has: an operating system's, an application's."""
+    duplicates: int | None = Field(default=None, ge=2)
+    """Each content stands so many times inside this guest and nowhere else."""
+    zero: bool = False
+    """Pages filled with zeros."""
+    untouched: bool = False
+    """Memory the guest has not touched: no frame, not seen by KSM."""
+    run: Bytes = 0
+    """Length of the pieces in which the part lies about in the guest's memory; 0 keeps it in one piece."""
+    writes: Writes | None = None
+    """Random writes."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Part:
+        kinds = [name for name in ("pool", "duplicates", "zero", "untouched") if getattr(self, name)]
+        if len(kinds) > 1:
+            raise At(kinds[1], f"a part is either {' or '.join(kinds)}", "keep one of them")
+        if self.untouched and self.writes:
+            raise At("writes", "random writes need pages that were touched", "use a burst to touch memory later")
+        if self.run % PAGE_BYTES:
+            raise At("run", "must be whole pages of 4KiB", f"write {format_bytes(-(-self.run // PAGE_BYTES) * 4096)}")
+        return self
+
+
+class Synthetic(Block):
+    """An image made of parts; what they leave over is untouched."""
+
+    parts: tuple[Part, ...] = Field(min_length=1)
+    """The parts, in the order of the guest's memory."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Synthetic:
+        names = [part.name for part in self.parts]
+        twice = [At(f"parts.{i}.name", "is taken by another part", "choose another name")
+                 for i, name in enumerate(names) if name in names[:i]]  # fmt: skip
+        if twice:
+            raise Several(*twice)
+        return self
+
+    def check_size(self, memory: int) -> None:
+        """Raise At if the parts do not fit into *memory* bytes."""
+        total = sum(pages_of(part.size, memory // PAGE_BYTES) for part in self.parts) * PAGE_BYTES
+        if total > memory:
+            remedy = f"make memory at least {format_bytes(total)} or the parts smaller"
+            raise At("parts", f"parts add up to {format_bytes(total)}, more than the guest's memory", remedy)
+
+    def pool_pages(self, memory: int) -> Iterator[tuple[str, int]]:
+        """Pools named, with the pages used of each."""
+        for part in self.parts:
+            if part.pool:
+                yield part.pool, pages_of(part.size, memory // PAGE_BYTES)
+
+    def layout(self, memory: int, seed: int, name: str) -> Mapping[str, PageNumbers]:
+        """Page numbers of each part; parts with a `run` are cut up and the pieces of all such parts shuffled."""
+        pages = memory // PAGE_BYTES
+        pieces: list[tuple[int, int, int]] = []
+        loose: list[int] = []
+        for index, part in enumerate(self.parts):
+            size = pages_of(part.size, pages)
+            step = part.run // PAGE_BYTES or max(size, 1)
+            for first in range(0, size, step):
+                if part.run:
+                    loose.append(len(pieces))
+                pieces.append((index, first, min(step, size - first)))
+        order = list(range(len(pieces)))
+        shuffled = generator(seed, "layout", name).permutation(len(loose))
+        for place, source in zip(loose, shuffled, strict=True):
+            order[place] = loose[source]
+        places = {part.name: np.empty(pages_of(part.size, pages), np.int64) for part in self.parts}
+        at = 0
+        for piece in order:
+            index, first, length = pieces[piece]
+            places[self.parts[index].name][first : first + length] = np.arange(at, at + length)
+            at += length
+        return places
+
+    def duplicate_contents(self, memory: int) -> int:
+        """Contents that this guest alone has several times."""
+        sizes = ((pages_of(part.size, memory // PAGE_BYTES), part.duplicates) for part in self.parts)
+        return sum(-(-size // each) for size, each in sizes if each)
+
+    def contents(self, memory: int, places: Mapping[str, PageNumbers], space: ContentSpace) -> Contents:
+        """The content of each page when the guest starts."""
+        contents = np.full(memory // PAGE_BYTES, UNTOUCHED, np.int32)
+        for part in self.parts:
+            where = places[part.name]
+            if part.pool:
+                contents[where] = space.pool(part.pool, len(where))
+            elif part.duplicates:
+                kinds = -(-len(where) // part.duplicates)
+                contents[where] = space.some(kinds) + np.arange(len(where)) % kinds
+            elif part.zero:
+                contents[where] = 0
+            elif not part.untouched:
+                contents[where] = OWN
+        return contents
+
+
+class Captured(Block):
+    """An image taken from a real guest, replayed snapshot by snapshot."""
+
+    captured: str
+    """The .npz file, relative to the scenario file."""
+    diverge: Share = 0.0
+    """Share of the touched pages that differ in every copy of the guest."""
+    data_set: str | None = None
+    """Files of one data set number contents alike; the file's folder unless given."""
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    def model_post_init(self, context: Any) -> None:
+        """Remember what the path is relative to."""
+        self._folder = Path((context or {}).get("folder", "."))
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._folder / self.captured
+
+    @model_validator(mode="after")
+    def _readable(self) -> Captured:
+        problem = _defect(self.path)
+        if problem:
+            folder = self.path.parent
+            others = sorted(each.name for each in folder.glob("*.npz")) if folder.is_dir() else []
+            missing = not self.path.exists()
+            raise At("captured", problem, suggestion(self.path.name, others) if missing and others else _NPZ_REMEDY)
+        return self
+
+    @property
+    def data_set_name(self) -> str:
+        """What tells this file's data set from others."""
+        return self.data_set or str(Path(self.captured).parent)
+
+    def check_size(self, memory: int) -> None:
+        """Raise At if the captured guest is larger than *memory* bytes."""
+        size = captured_pages(self.path) * PAGE_BYTES
+        if size > memory:
+            raise At("captured", f"the captured guest has {format_bytes(size)}", f"make memory at least {format_bytes(size)}")
+
+
+Image = Annotated[Synthetic | Captured, by_key(parts=Synthetic, captured=Captured)]
+
+_NPZ_REMEDY = "a captured image is an .npz with arrays content [snapshots, pages] and time_s [snapshots]"
+
+
+def _defect(path: Path) -> str:
+    """What is wrong with a captured image, or nothing; looks at headers, not at the data."""
+    if not path.exists():
+        return "no such file"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            headers = {entry.filename.removesuffix(".npy"): _header(archive, entry) for entry in archive.infolist()}
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        return f"is not a readable captured image ({str(error) or type(error).__name__})"
+    if "content" not in headers or "time_s" not in headers:
+        return f"has no array {'content' if 'content' not in headers else 'time_s'}"
+    (shape, dtype), (times, time_dtype) = headers["content"], headers["time_s"]
+    if dtype not in (np.uint32, np.uint64):
+        return f"content must be uint32 or uint64, not {dtype}"
+    if len(shape) != 2 or 0 in shape:
+        return f"content must be [snapshots, pages], not of shape {list(shape)}"
+    if time_dtype.kind not in "fiu" or times != (shape[0],):
+        return f"time_s must hold one number for each of the {shape[0]} snapshots"
+    if headers.get("touched_from", ((shape[1],), np.dtype(np.uint8))) != ((shape[1],), np.dtype(np.uint8)):
+        return f"touched_from must hold one uint8 for each of the {shape[1]} pages"
+    if shape[0] * shape[1] * dtype.itemsize > _MOST_BYTES:
+        return f"content is {format_bytes(shape[0] * shape[1] * dtype.itemsize)}, too large to replay"
+    return ""
+
+
+def captured_pages(path: Path) -> int:
+    """Pages of a captured guest, from the header of its file."""
+    with zipfile.ZipFile(path) as archive:
+        return _header(archive, archive.getinfo("content.npy"))[0][1]
+
+
+def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError(f"{entry.filename} holds Python objects, which are never read")
+    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if not 0 <= entry.file_size - expected <= 1 << 16:
+        raise ValueError(f"{entry.filename} is cut short")
+    return shape, dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """A captured image in memory: contents as numbers from 1 (0 the zero page), UNTOUCHED where no page is."""
+
+    path: Path
+    first: npt.NDArray[np.int64]  # (pages,) contents at the start
+    changes: Sequence[tuple[int, PageNumbers, npt.NDArray[np.int64]]] = field(default_factory=tuple)
+    highest: int = 0
+
+
+@lru_cache(maxsize=64)
+def load_capture(path: Path) -> Capture:
+    """Read a captured image. Raises UserError if it cannot be read."""
+    problem = _defect(path)
+    if problem:
+        raise UserError(f"{path}: {problem}; {_NPZ_REMEDY}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            content, time_s = arrays["content"], arrays["time_s"].astype(np.float64)
+            touched = arrays["touched_from"] if "touched_from" in arrays else np.zeros(content.shape[1], np.uint8)
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not np.all(np.diff(time_s) > 0):
+        raise UserError(f"{path}: time_s must increase from snapshot to snapshot")
+    if content.dtype == np.uint64 or int(content.max(initial=0)) >= 1 << 30:
+        raise UserError(f"{path}: content numbers must be below 2^30; number them densely over the data set")
+    content = content.astype(np.int64)
+    first = np.where(touched == 0, content[0], UNTOUCHED)
+    changes = []
+    for snapshot in range(1, len(content)):
+        appears = touched == snapshot
+        differs = (content[snapshot] != content[snapshot - 1]) & (touched < snapshot) & (touched != _NEVER_TOUCHED)
+        pages = np.flatnonzero(appears | differs)
+        changes.append((round((time_s[snapshot] - time_s[0]) * SECOND), pages, content[snapshot][pages]))
+    return Capture(path, first, tuple(changes), int(content.max(initial=0)))

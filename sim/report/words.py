@@ -1,0 +1,72 @@
+"""Figures of a run in words: amounts with units and the conclusion in one sentence."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from sim.results.summary import Summary, Value, over_hosts
+from sim.units import SECOND, about_bytes, about_duration
+
+_SCANS_TO_MERGE = 2
+
+
+def amount(value: Value, unit: str) -> str:
+    """Write a metric or column value for reading, to three significant digits; counts are written whole."""
+    match value, unit:
+        case None, _:
+            return "no data"
+        case number, "bytes":
+            return about_bytes(number)
+        case number, "s":
+            return about_duration(number * SECOND)
+        case number, "ns":
+            return about_duration(number)
+        case number, "%":
+            return f"{number:.3g} %"
+        case int(), _:
+            return f"{value:,}"
+        case _:
+            return f"{value:.3g}"
+
+
+def conclusion(samples: pd.DataFrame, guests: pd.DataFrame, summary: Summary) -> str:
+    """Return what the run shows, in a sentence or two; `samples` and `guests` are its tables."""
+    totals = over_hosts(samples)
+    busy = totals[totals["guests_running"] > 0]
+    if busy.empty:
+        return "No guest was running at any sample, so this run shows nothing about sharing."
+    last = busy.iloc[-1]
+    sentence = (
+        f"{_guests(last, guests)} {about_bytes(last['mem_used_bytes'])} of {_memory(samples, last)}: "
+        f"a consolidation ratio of {amount(summary['consolidation_ratio'], 'ratio')}, "
+        f"for {amount(summary['ksmd_cpu_percent'], '%')} of one core in ksmd "
+        f"and {amount(summary['cpu_overhead_percent'], '%')} of the CPU in all."
+    )
+    return " ".join([sentence, *_remarks(summary)])
+
+
+def _guests(last: "pd.Series[float]", guests: pd.DataFrame) -> str:
+    count = int(last["guests_running"])
+    sizes = guests["memory_bytes"].unique()
+    each = f" of {about_bytes(sizes[0])}" if len(sizes) == 1 else ""
+    promised = f"promised {about_bytes(last['mem_promised_bytes'])}"
+    return f"{count:,} guests{each}, {promised} in all, use" if count > 1 else f"One guest, {promised}, uses"
+
+
+def _memory(samples: pd.DataFrame, last: "pd.Series[float]") -> str:
+    hosts = samples["host"].nunique()
+    total = about_bytes(last["mem_total_bytes"])
+    return f"the {total} of {hosts:,} hosts" if hosts > 1 else f"the host's {total}"
+
+
+def _remarks(summary: Summary) -> Iterator[str]:
+    if summary["oom_kills"]:
+        yield f"Guests killed for lack of memory: {summary['oom_kills']:,}."
+    if summary["time_to_90_percent_s"] is not None:
+        yield f"Nine tenths of the saving was there after {amount(summary['time_to_90_percent_s'], 's')}."
+    else:
+        yield "Sharing saved nothing."
+    if (summary["general_profit"] or 0) < 0:
+        yield "KSM's metadata takes more memory than KSM saves."
+    if (summary["full_scans"] or 0) < _SCANS_TO_MERGE:
+        yield "KSM merges a page on its second visit at the earliest, and the run ended before two full scans."

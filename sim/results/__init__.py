@@ -1,0 +1,7 @@
+"""Result tables, their summary, and the folders they are kept in."""
+
+from sim.results.store import Loaded, Result, load, write
+from sim.results.summary import Summary, summarise
+from sim.results.tables import frame, typed
+
+__all__ = ["Loaded", "Result", "Summary", "frame", "load", "summarise", "typed", "write"]

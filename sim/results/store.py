@@ -1,0 +1,190 @@
+"""Result folders: written whole or not at all, and read back."""
+
+import errno
+import fcntl
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import pyarrow as pa
+
+from sim import document
+from sim.errors import MachineError, UserError, suggestion
+from sim.results.summary import Summary
+from sim.results.tables import TABLES, read_parquet, write_parquet
+
+_COMPLETE = "_SUCCESS"
+_NEW = ".new-"
+_OLD = ".old-"
+
+
+class Scenario(Protocol):
+    """What the store needs to know of a scenario."""
+
+    @property
+    def name(self) -> str:
+        """Name of the scenario, which is the name of its folder."""
+
+    def resolved(self) -> Mapping[str, Any]:
+        """Return the scenario as plain data with every default written out."""
+
+
+class Result(Protocol):
+    """What the store needs of a finished run; the frames have the columns of `sim.columns`."""
+
+    @property
+    def scenario(self) -> Scenario: ...
+    @property
+    def samples(self) -> pd.DataFrame: ...
+    @property
+    def scans(self) -> pd.DataFrame: ...
+    @property
+    def guests(self) -> pd.DataFrame: ...
+    @property
+    def events(self) -> pd.DataFrame: ...
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
+    @property
+    def summary(self) -> Summary: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A result folder read back; `scenario` is the resolved scenario as plain data."""
+
+    folder: Path
+    samples: pd.DataFrame
+    scans: pd.DataFrame
+    guests: pd.DataFrame
+    events: pd.DataFrame
+    summary: Summary
+    manifest: Mapping[str, Any]
+    scenario: Mapping[str, Any]
+
+
+def write(result: Result, out: Path) -> Path:
+    """Write `result` to `out`/scenario name/digest and return that folder.
+
+    The folder appears when it is whole; one that was there is replaced.
+    Raises UserError when `out` cannot take it and MachineError when the disk is full.
+    """
+    folder = Path(out, _file_name(result.scenario.name), result.manifest["digest"])
+    with explained(folder), _locked(folder.parent):
+        _heal(folder.parent)
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(errno.EEXIST, "a file of that name is in the way")
+        new = Path(tempfile.mkdtemp(prefix=_NEW, dir=folder.parent))
+        try:
+            new.chmod(folder.parent.stat().st_mode)
+            _fill(new, result)
+            _exchange(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    return folder
+
+
+def load(path: Path) -> Loaded:
+    """Return the run in `path`, or the newest of the runs in it when it is a scenario's folder.
+
+    Raises UserError when there is no complete run or a file of it cannot be read.
+    """
+    folder = _run_folder(Path(path))
+    try:
+        frames = {table: read_parquet(folder / f"{table}.parquet") for table in TABLES}
+        summary, manifest = (json.loads((folder / f"{part}.json").read_text()) for part in ("summary", "manifest"))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{folder}: a file of this run is missing or damaged: {error}") from error
+    scenario = document.read(folder / "scenario.yaml").data
+    return Loaded(folder=folder, **frames, summary=summary, manifest=manifest, scenario=scenario)
+
+
+def _file_name(name: str) -> str:
+    if not name or Path(name).name != name or name.startswith("."):
+        raise UserError(f"scenario name {name!r} cannot be a folder name; use letters, digits and dashes")
+    return name
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn what the operating system refuses inside this context into a UserError or MachineError about `folder`."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{folder}: cannot write results: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(f"{reason}; free some space or choose another --out") from error
+        raise UserError(f"{reason}; choose another --out") from error
+
+
+@contextmanager
+def _locked(parent: Path) -> Iterator[None]:
+    """Hold the only right to write in `parent`, so that temporary folders found there belong to dead runs."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with (parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _heal(parent: Path) -> None:
+    """Undo what a killed run left half done."""
+    for old in parent.glob(f"{_OLD}*"):
+        run = parent / old.name.removeprefix(_OLD)
+        if run.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(run)
+    for new in parent.glob(f"{_NEW}*"):
+        shutil.rmtree(new)
+
+
+def _fill(folder: Path, result: Result) -> None:
+    (folder / "scenario.yaml").write_text(document.dump(result.scenario.resolved()))
+    _write_json(folder / "manifest.json", result.manifest)
+    for table in TABLES:
+        write_parquet(table, getattr(result, table), folder / f"{table}.parquet")
+    _write_json(folder / "summary.json", result.summary)
+    (folder / _COMPLETE).touch()
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def _exchange(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; a failure leaves the old one there."""
+    old = folder.with_name(_OLD + folder.name)
+    replacing = folder.exists()
+    if replacing:
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if replacing:
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _run_folder(path: Path) -> Path:
+    if (path / _COMPLETE).exists():
+        return path
+    if not path.is_dir():
+        near = suggestion(path.name, _folders(path.parent)) if path.parent.is_dir() else "check the path"
+        raise UserError(f"{path}: no such folder; {near}")
+    if (path / "manifest.json").exists():
+        raise UserError(f"{path}: this run is not complete; run it again")
+    runs = [run for run in path.iterdir() if (run / _COMPLETE).exists() and not run.name.startswith(".")]
+    if runs:
+        return max(runs, key=lambda run: ((run / _COMPLETE).stat().st_mtime_ns, run.name))
+    scenarios = ", ".join(_folders(path))
+    raise UserError(f"{path}: no complete run here" + (f"; look in {scenarios}" if scenarios else ""))
+
+
+def _folders(parent: Path) -> list[str]:
+    return sorted(each.name for each in parent.iterdir() if each.is_dir() and not each.name.startswith("."))

@@ -1,0 +1,99 @@
+"""The headline metrics, computed from the result tables alone; `sim.columns.METRICS` defines each."""
+
+import numpy as np
+import pandas as pd
+
+from sim.columns import COUNTER_METRICS, METRICS, PAGE_BYTES
+
+Value = int | float | None
+Summary = dict[str, Value]
+
+_SCANS_TIMED = 5
+
+
+def summarise(samples: pd.DataFrame, scans: pd.DataFrame) -> Summary:
+    """Return the value of every metric, None for one without data.
+
+    `samples` and `scans` have the columns `sim.columns.SAMPLES`; rows are in order of time.
+    """
+    values: Summary = {metric.name: None for metric in METRICS}
+    if not samples.empty:
+        values |= _memory(samples) | _cpu(samples) | _end(samples)
+    values |= _scan_times(scans)
+    return values
+
+
+def over_hosts(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per time, the figures summed over hosts, indexed by time in seconds."""
+    return samples.drop(columns="host").groupby("time_s").sum()
+
+
+def _memory(samples: pd.DataFrame) -> Summary:
+    tightest: Summary = {"mem_free_min_bytes": int(samples["mem_free_bytes"].min())}
+    totals = over_hosts(samples)
+    busy = totals[totals["guests_running"] > 0]
+    if busy.empty:
+        return tightest
+    last = busy.iloc[-1]
+    saved = int(last["saved_bytes"])
+    return tightest | {
+        "consolidation_ratio": _ratio(last["mem_promised_bytes"], last["mem_used_bytes"]),
+        "consolidation_ratio_mean": _mean_ratio(totals),
+        "saved_bytes": saved,
+        "saved_ksm_bytes": PAGE_BYTES * int(last["pages_sharing"] + last["ksm_zero_pages"]),
+        "mem_used_bytes": int(last["mem_used_bytes"]),
+        "time_to_90_percent_s": _first_time(busy, 0.9 * saved) if saved > 0 else None,
+    }
+
+
+def _mean_ratio(totals: pd.DataFrame) -> float | None:
+    times = totals.index.to_numpy()
+    counted = ((totals["guests_running"] > 0) & (totals["mem_used_bytes"] > 0)).to_numpy()
+    if not counted.any():
+        return None
+    ratios = (totals["mem_promised_bytes"] / totals["mem_used_bytes"])[counted]
+    weights = np.diff(times, append=times[-1])[counted]
+    return float(np.average(ratios, weights=weights if weights.any() else None))
+
+
+def _first_time(totals: pd.DataFrame, saved: float) -> float:
+    return float(totals.index[totals["saved_bytes"] >= saved][0])
+
+
+def _cpu(samples: pd.DataFrame) -> Summary:
+    last = samples.groupby("host").last()
+    capacity = 1e9 * float((last["cores"] * last["time_s"]).sum())
+    if not capacity:
+        return {}
+    share = {part: 100.0 * float(last[f"{part}_cpu_ns"].sum()) / capacity for part in ("ksmd", "scan", "merge", "cow")}
+    return {
+        "cpu_overhead_percent": share["ksmd"] + share["cow"],
+        "cpu_scan_percent": share["scan"],
+        "cpu_merge_percent": share["merge"],
+        "cpu_cow_percent": share["cow"],
+        "ksmd_cpu_percent": float((last["ksmd_cpu_ns"] / last["time_s"]).mean()) / 1e7,
+    }
+
+
+def _end(samples: pd.DataFrame) -> Summary:
+    last = samples.groupby("host").last()
+    names = ["full_scans", "general_profit", "oom_kills", "guests_running"]
+    names += [metric.name for metric in COUNTER_METRICS]
+    return {name: int(last[name].sum()) for name in names}
+
+
+def _scan_times(scans: pd.DataFrame) -> Summary:
+    durations: list[float] = []
+    busy: list[float] = []
+    for _, ends in scans.groupby("host"):
+        times = np.diff(ends["time_s"].to_numpy())
+        if len(times):
+            durations.extend(times[-_SCANS_TIMED:])
+            busy.append(np.diff(ends["ksmd_cpu_ns"].to_numpy())[-1] / times[-1] / 1e7)
+    if not durations:
+        return {}
+    return {"scan_time_s": float(np.median(durations)), "ksmd_cpu_percent_last_scan": float(np.mean(busy))}
+
+
+def _ratio(dividend: float, divisor: float) -> float | None:
+    return float(dividend / divisor) if divisor else None

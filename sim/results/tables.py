@@ -1,0 +1,71 @@
+"""The result tables as data frames and as Parquet files, typed and annotated by `sim.columns`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sim.columns import EVENTS, GUESTS, SAMPLES, Column
+
+TABLES: Mapping[str, tuple[Column, ...]] = {
+    "samples": SAMPLES,
+    "scans": SAMPLES,
+    "guests": GUESTS,
+    "events": EVENTS,
+}
+"""Name of each table, which is its file name without `.parquet`, and its columns."""
+
+_ARROW = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
+_PANDAS = {"int64": "int64", "float64": "float64", "string": "str"}
+
+
+def frame(table: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return `rows` as a data frame with the columns of `table`, in their order and types, also when there are none.
+
+    Raises KeyError when a row lacks a column.
+    """
+    columns = TABLES[table]
+    return pd.DataFrame(
+        {column.name: pd.Series([row[column.name] for row in rows], dtype=_PANDAS[column.dtype]) for column in columns}
+    )
+
+
+def typed(table: str, data: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of `table` from a frame that has them, in their order and types."""
+    return data[[column.name for column in TABLES[table]]].astype(
+        {column.name: _PANDAS[column.dtype] for column in TABLES[table]}
+    )
+
+
+def write_parquet(table: str, data: pd.DataFrame, path: Path) -> None:
+    """Write `data` to `path`; equal frames give equal bytes.
+
+    Raises ValueError when the columns of `data` are not those of `table`.
+    """
+    schema = _schema(TABLES[table])
+    if list(data.columns) != schema.names:
+        odd = sorted(set(data.columns) ^ set(schema.names)) or "their order"
+        raise ValueError(f"table {table} does not have the columns of sim.columns: {odd}")
+    # pandas' own metadata records library versions, so the bytes would change with an upgrade.
+    content = pa.Table.from_pandas(data, schema=schema, preserve_index=False).replace_schema_metadata(None)
+    pq.write_table(content, path, compression="zstd")
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Return the table in `path`. Raises OSError or pyarrow.ArrowInvalid when it cannot be read."""
+    data: pd.DataFrame = pq.read_table(path).to_pandas()
+    return data
+
+
+def _schema(columns: Sequence[Column]) -> pa.Schema:
+    return pa.schema(
+        pa.field(
+            column.name,
+            _ARROW[column.dtype],
+            metadata={"unit": column.unit, "meaning": column.meaning, "kernel": column.kernel},
+        )
+        for column in columns
+    )

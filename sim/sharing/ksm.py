@@ -1,0 +1,102 @@
+"""KSM as a scenario describes it: the files of /sys/kernel/mm/ksm, and changes to them in mid-run.
+
+Source: Linux Documentation/admin-guide/mm/ksm.rst for names and defaults; `ksm_pass.py` has the behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from sim.errors import At
+from sim.sharing.kernels import Kernel
+from sim.units import Block, Duration
+
+AdvisorMode = Literal["none", "scan-time"]
+
+
+class KsmChange(Block):
+    """Files of /sys/kernel/mm/ksm written at one moment, in the order they stand here."""
+
+    at: Duration
+    """When."""
+    sleep_millisecs: int | None = Field(default=None, ge=0, le=1 << 31)
+    """Milliseconds between two batches."""
+    pages_to_scan: int | None = Field(default=None, ge=0, le=1 << 31)
+    """Pages of a batch."""
+    smart_scan: Literal[0, 1] | None = None
+    """Whether pages that never merged are skipped more and more often."""
+    use_zero_pages: Literal[0, 1] | None = None
+    """Whether empty pages merge with the kernel's zero page."""
+    max_page_sharing: int | None = Field(default=None, ge=2, le=1 << 31)
+    """Most pages that share one frame; refused (EBUSY) while any page is shared."""
+    advisor_mode: AdvisorMode | None = None
+    """Who sets pages_to_scan."""
+    run: Literal[0, 1, 2] | None = None
+    """0 stop, 1 run, 2 stop and unmerge everything."""
+
+    def knobs(self) -> Iterator[tuple[str, int | str]]:
+        """Names and values written."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name != "at" and value is not None:
+                yield name, value
+
+
+class Ksm(Block):
+    """Kernel Samepage Merging."""
+
+    run: Literal[0, 1] = 1
+    """Whether ksmd runs from the start."""
+    pages_to_scan: int = Field(default=100, ge=0, le=1 << 31)
+    """Pages of a batch (kernel default 100)."""
+    sleep_millisecs: int = Field(default=20, ge=0, le=1 << 31)
+    """Milliseconds between two batches (kernel default 20)."""
+    smart_scan: Literal[0, 1] | None = None
+    """Skip pages that never merged more and more often (6.7 and later, default 1)."""
+    max_page_sharing: int | None = Field(default=None, ge=2, le=1 << 31)
+    """Most pages that share one frame (4.13 and later, default 256)."""
+    use_zero_pages: Literal[0, 1] = 0
+    """Merge empty pages with the kernel's zero page (4.11 and later)."""
+    merge_across_nodes: Literal[0, 1] = 1
+    """Merge pages of different NUMA nodes (3.9 and later, default 1)."""
+    stable_node_chains_prune_millisecs: int = Field(default=2000, ge=0, le=1 << 31)
+    """How often a chain of full KSM pages is walked whole (kernel default 2000)."""
+    max_kernel_pages: int | None = Field(default=None, ge=0)
+    """Most KSM pages (2.6.32 only; default a quarter of the host's memory, 0 no limit)."""
+    advisor_mode: AdvisorMode = "none"
+    """scan-time lets the kernel set pages_to_scan (6.8 and later)."""
+    advisor_target_scan_time: int = Field(default=200, ge=1, le=1 << 31)
+    """Seconds that a full scan shall take."""
+    advisor_max_cpu: int = Field(default=70, ge=1, le=100)
+    """Most CPU of ksmd, percent of a core."""
+    advisor_min_pages_to_scan: int = Field(default=500, ge=1, le=1 << 31)
+    """pages_to_scan to start from; the kernel does not use it as a lower bound."""
+    advisor_max_pages_to_scan: int = Field(default=30000, ge=1, le=1 << 31)
+    """Most pages_to_scan."""
+    changes: tuple[KsmChange, ...] = ()
+    """Settings written in mid-run."""
+
+    def check_kernel(self, kernel: Kernel) -> Iterator[At]:
+        """Faults: settings that this kernel does not have."""
+        asked = {
+            "smart_scan": ("6.7", kernel.smart_scan, bool(self.smart_scan)),
+            "max_page_sharing": ("4.13", kernel.sharing_limit, self.max_page_sharing is not None),
+            "use_zero_pages": ("4.11", kernel.zero_pages, bool(self.use_zero_pages)),
+            "merge_across_nodes": ("3.9", kernel.numa_trees, not self.merge_across_nodes),
+            "advisor_mode": ("6.8", kernel.advisor, self.advisor_mode != "none"),
+        }
+        for name, (since, has, used) in asked.items():
+            if used and not has:
+                yield At(name, f"came with kernel {since}", f"remove it or choose kernel {since} or later")
+        if self.max_kernel_pages is not None and kernel.node_holds_page:
+            yield At("max_kernel_pages", "went away with kernel 2.6.33", "remove it or choose kernel 2.6.32")
+        for i, change in enumerate(self.changes):
+            for name, _ in change.knobs():
+                since, has, _ = asked.get(name, ("", True, False))
+                if not has:
+                    yield At(f"changes.{i}.{name}", f"came with kernel {since}", f"choose kernel {since} or later")
+        if self.advisor_mode == "scan-time" and "pages_to_scan" in self.model_fields_set:
+            yield At("pages_to_scan", "cannot be written while the advisor sets it", "set advisor_min_pages_to_scan")

@@ -1,0 +1,1244 @@
+"""ksmd's work as compiled loops: batches, full scans, the decision for each page, and the two trees.
+
+Trees are arrays indexed by content. A block in which nothing changed since the last full scan is *quiet*: its pages
+are either merged already or lonely, what a full scan does to it is known, and it is passed by arithmetic. Anything
+that touches a quiet block settles it first, which leaves every page as if it had been visited one by one.
+
+Source: Linux 6.18 mm/ksm.c for behaviour; `kernels.py` for what older versions did otherwise.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from sim.memory.compiled import compiled, inlined
+from sim.memory.pages import (
+    BLOCK,
+    CONTENT,
+    COW_KSM,
+    DEATHS,
+    DIRTY,
+    DUE_COUNT,
+    END_OF_TIME,
+    FIRST,
+    FRAME_HIGH,
+    FREE_FRAME,
+    GUEST,
+    KIND,
+    KSM,
+    KSM_ZERO,
+    MAPS,
+    MERGEABLE,
+    METADATA,
+    NEVER,
+    NO_FRAME,
+    OK,
+    PAGES,
+    PRESENT,
+    PRIVATE,
+    REMOVED,
+    SHARED,
+    ZERO,
+    Int32,
+    Int64,
+    Memory,
+    UInt8,
+    content_of,
+    forget_frame,
+    frames_free,
+    leave_frame,
+    look,
+    map_frame,
+    new_frame,
+    next_due,
+    plan_write,
+    write_due,
+)
+
+ITEM_BYTES, NODE_BYTES, SLOT_BYTES = 64, 64, 48
+"""Sizes of ksm_rmap_item, ksm_stable_node and ksm_mm_slot (6.18, x86-64, /sys/kernel/slab)."""
+
+# Bits of Ksm.item: the number of visits so far (as far as it matters), then flags.
+VISITS, ITEM, UNSTABLE, PARITY = 31, 32, 64, 128
+
+SMART_VISITS = 22
+"""Visits of an item that smart_scan tells apart: after the last one comes SMART_CYCLE again."""
+SMART_CYCLE = 13
+SMART_PROCESSED = (0, 1, 2, 3, 5, 8, 13)
+
+WORK = (
+    "batch", "scan", "visit_ksm", "visit", "checksum", "stable_level", "unstable_level", "compare_byte", "item",
+    "skip", "absent", "insert", "merge", "promote", "zero_merge", "attach", "dup",
+)  # fmt: skip
+"""What ksmd does, counted: each has a price (see cost/prices.py)."""
+(
+    W_BATCH, W_SCAN, W_VISIT_KSM, W_VISIT, W_CHECKSUM, W_STABLE_LEVEL, W_UNSTABLE_LEVEL, W_COMPARE_BYTE, W_ITEM,
+    W_SKIP, W_ABSENT, W_INSERT, W_MERGE, W_PROMOTE, W_ZERO_MERGE, W_ATTACH, W_DUP,
+) = range(len(WORK))  # fmt: skip
+MERGE_WORK = ("merge", "promote", "zero_merge", "attach")
+
+# Indexes into Ksm.n: first the counters, ...
+PAGES_SHARED, PAGES_SHARING, PAGES_UNSHARED, ITEMS, PAGES_SCANNED, PAGES_SKIPPED, FULL_SCANS = range(7)
+CHAINS, DUPS, NODES, SLOTS = range(7, 11)
+COUNTERS = 11
+# ... where ksmd is, ...
+PHASE, WAKE, BATCH_START, BATCH_PS, TOTAL_PS, QUOTA, BATCH_VISITS, SLOT, CURSOR, SCAN, PASS_START = range(11, 22)
+CALM, QUIET_DONE, QUIET_PS, STABLE_TREE, UNSTABLE_TREE, STARVED, LOGGED, CHAIN_HIGH, CHAIN_FREE = range(22, 31)
+ADVISOR_CPU, ADVISOR_LAST, ADVISOR_CHANGE = range(31, 34)
+# ... its settings and the kernel's ways, ...
+RUN, PAGES_TO_SCAN, SLEEP_MILLISECS, SMART_SCAN, MAX_PAGE_SHARING, USE_ZERO_PAGES, PRUNE_MILLISECS = range(34, 41)
+ADVISOR, TARGET_SCAN_TIME, MAX_CPU, MAX_PAGES_TO_SCAN, MAX_KERNEL_PAGES, HZ = range(41, 47)
+CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, COLD = range(47, 52)
+# ... and for each kind of work its price (ps) and how much of it was done.
+PRICE = 52
+DONE = PRICE + len(WORK)
+NUMBERS = DONE + len(WORK)
+
+# Columns of Ksm.node, .chain, .block and .slot, and rows of Ksm.smart.
+MEMBERS, NEXT, PREVIOUS, CHAIN, SPARE = range(5)
+NODE_COLUMNS = 5
+LINKED, PRUNED, FULL = range(3)
+CHAIN_COLUMNS = 3
+QUIET, SCANNED, PASSED, MERGED, INSERTED, LONELY = range(6)
+QUIET_COLUMNS = LONELY + SMART_VISITS
+FOLLOWING, BEFORE, EXITING, MERGEABLE_PAGES, DIFFERS_AT, TREE = range(6)
+SLOT_COLUMNS = 6
+PROCESSED, NEXT_VISIT = range(2)
+
+IDLE, SLEEPING, WORKING = 0, 1, 2
+"""Phases of ksmd."""
+
+PAUSED, STARVING, NO_ROOM, LOG_FULL = range(4)
+"""Why `advance` returned: time is up, a due write found no frame, arrays must grow, the log is full."""
+
+ROOM = 4
+"""Shared frames, due writes and chains that one step may need."""
+
+NO_CHAIN = 0
+
+
+class Ksm(NamedTuple):
+    """State of KSM on one host. A link or head of 0 means none; see each array for how it is encoded."""
+
+    item: UInt8  # (pages,) bits VISITS ITEM UNSTABLE PARITY
+    old: Int32  # (pages,) content at the last checksum, NEVER before the first
+    link: Int32  # (pages,) frame + 1 of the stable node to which the item is attached
+    head: Int32  # (contents,) page + 1 last put in the unstable tree, or -(frame + 1) of the first stable node
+    node: Int32  # (shared frames, NODE_COLUMNS) MEMBERS items attached, NEXT and PREVIOUS frame + 1 in the chain,
+    #              CHAIN + 1, SPARE of the first node: page + 1 in the unstable tree with the same content
+    chain: Int64  # (chains, CHAIN_COLUMNS) LINKED dups (of an unused chain the next one), PRUNED at (ns),
+    #               FULL: all dups were full when so many KSM pages had died, -1 unknown
+    block: Int64  # (blocks, QUIET_COLUMNS) QUIET, SCANNED scan number of the last visit, PASSED full scans since the
+    #               items were brought up to date, MERGED pages attached and in place, INSERTED lonely pages put into
+    #               the unstable tree at the last visit, LONELY + v lonely pages whose next visit is v
+    slot: Int64  # (guests + 1, SLOT_COLUMNS) list of registered guests FOLLOWING and BEFORE (-1: not on it), the last
+    #              row is its head; EXITING, MERGEABLE_PAGES, DIFFERS_AT bytes that two different pages have in common
+    #              at their start, TREE first index into head (per NUMA node unless merged across nodes)
+    smart: UInt8  # (2, SMART_VISITS) PROCESSED 1 or skipped 0, NEXT_VISIT number of the visit after
+    n: Int64  # (NUMBERS,)
+    log: Int64  # (rows, SNAPSHOT + COUNTERS + COUNTS) a row at the end of every full scan
+
+
+# Columns of Ksm.log before the counters.
+ROW_TIME, ROW_RUN, ROW_PAGES_TO_SCAN, ROW_SLEEP_MILLISECS, ROW_KSMD_PS, ROW_MERGE_PS = range(6)
+SNAPSHOT = 6
+
+
+@inlined
+def spend(k: Ksm, kind: int, times: int) -> None:
+    """Count work and let it take its time."""
+    k.n[DONE + kind] += times
+    k.n[BATCH_PS] += times * k.n[PRICE + kind]
+
+
+@inlined
+def levels(nodes: int) -> int:
+    """Levels of a balanced tree that a search for something absent passes."""
+    depth = 0
+    while nodes > 0:
+        nodes >>= 1
+        depth += 1
+    return depth
+
+
+@inlined
+def descent(depth: int) -> int:
+    """Price units of a search through so many levels: the deeper a level, the more nodes, the colder the cache."""
+    return depth * (depth + 1) // 2
+
+
+@inlined
+def moment(k: Ksm) -> int:
+    """Host time (ns) of ksmd within its batch."""
+    return int(k.n[BATCH_START] + k.n[BATCH_PS] // 1000)
+
+
+@inlined
+def in_place(m: Memory, page: int) -> bool:
+    """Whether ksmd sees an anonymous page here."""
+    return bool(m.place[page] & (PRESENT | MERGEABLE | ZERO) == PRESENT | MERGEABLE)
+
+
+@inlined
+def is_ksm_page(m: Memory, page: int) -> bool:
+    """Whether the page maps a KSM page."""
+    return bool(m.place[page] & SHARED and m.frame[m.held[page], KIND] == KSM)
+
+
+# --- the stable tree -------------------------------------------------------------------------------------------------
+
+
+@inlined
+def node_lives(m: Memory, frame: int) -> bool:
+    """Whether somebody still maps the node's page."""
+    return bool(m.frame[frame, MAPS] > 0)
+
+
+@inlined
+def takes_more(m: Memory, k: Ksm, frame: int) -> bool:
+    """Whether the node is a candidate for one more page."""
+    items = k.node[frame, MEMBERS]
+    return bool(node_lives(m, frame) and 1 <= items < k.n[MAX_PAGE_SHARING])
+
+
+@inlined
+def spare_of(k: Ksm, key: int) -> int:
+    """Page + 1 that was last put in the unstable tree with this content."""
+    head = k.head[key]
+    return int(k.node[-head - 1, SPARE] if head < 0 else head)
+
+
+@inlined
+def put_spare(m: Memory, k: Ksm, key: int, spare: int) -> None:
+    """Make page + 1 the content's page in the unstable tree; the block of the one before must be looked at again."""
+    before = spare_of(k, key)
+    if before > 0 and before != spare:
+        m.block[(before - 1) // BLOCK, DIRTY] = 1
+    if k.head[key] < 0:
+        k.node[-k.head[key] - 1, SPARE] = spare
+    else:
+        k.head[key] = spare
+
+
+@inlined
+def tree_key(m: Memory, k: Ksm, page: int, content: int) -> int:
+    """Index of a content in `Ksm.head`, for the trees of the page's NUMA node."""
+    return int(k.slot[m.block[page // BLOCK, GUEST], TREE] + content)
+
+
+@inlined
+def unlink_dup(k: Ksm, key: int, frame: int) -> None:
+    """Take a node out of its content's list of nodes."""
+    following, previous = k.node[frame, NEXT], k.node[frame, PREVIOUS]
+    if previous > 0:
+        k.node[previous - 1, NEXT] = following
+    else:
+        spare = k.node[frame, SPARE]
+        k.head[key] = -following if following > 0 else spare
+        if following > 0:
+            k.node[following - 1, SPARE] = spare
+    if following > 0:
+        k.node[following - 1, PREVIOUS] = previous
+    k.node[frame, NEXT] = 0
+    k.node[frame, PREVIOUS] = 0
+    k.node[frame, SPARE] = 0
+
+
+@inlined
+def link_first(k: Ksm, key: int, frame: int) -> None:
+    """Put a node at the head of its content's list of nodes."""
+    head = k.head[key]
+    if head < 0:
+        first = -head - 1
+        k.node[frame, NEXT] = first + 1
+        k.node[first, PREVIOUS] = frame + 1
+        k.node[frame, SPARE] = k.node[first, SPARE]
+        k.node[first, SPARE] = 0
+    else:
+        k.node[frame, NEXT] = 0
+        k.node[frame, SPARE] = head
+    k.node[frame, PREVIOUS] = 0
+    k.head[key] = -(frame + 1)
+
+
+@inlined
+def new_chain(m: Memory, k: Ksm, frame: int, now: int) -> int:
+    """Give a node that stands alone a chain. Returns chain + 1."""
+    chain = k.n[CHAIN_FREE]
+    if chain > 0:
+        k.n[CHAIN_FREE] = k.chain[chain - 1, LINKED]
+    else:
+        k.n[CHAIN_HIGH] += 1
+        chain = k.n[CHAIN_HIGH]
+    k.chain[chain - 1, LINKED] = 1
+    k.chain[chain - 1, PRUNED] = now
+    k.chain[chain - 1, FULL] = -1
+    k.node[frame, CHAIN] = chain
+    k.n[CHAINS] += 1
+    k.n[DUPS] += 1
+    m.counts[METADATA] += NODE_BYTES
+    return int(chain)
+
+
+@inlined
+def end_chain(m: Memory, k: Ksm, chain: int) -> None:
+    """Free a chain header."""
+    k.chain[chain - 1, LINKED] = k.n[CHAIN_FREE]
+    k.n[CHAIN_FREE] = chain
+    k.n[CHAINS] -= 1
+    m.counts[METADATA] -= NODE_BYTES
+
+
+@inlined
+def leave_chain(m: Memory, k: Ksm, frame: int) -> None:
+    """Take a node's membership of a chain away; an empty chain ends."""
+    chain = k.node[frame, CHAIN]
+    if chain != NO_CHAIN:
+        k.node[frame, CHAIN] = NO_CHAIN
+        k.n[DUPS] -= 1
+        k.chain[chain - 1, LINKED] -= 1
+        k.chain[chain - 1, FULL] = -1
+        if k.chain[chain - 1, LINKED] == 0:
+            end_chain(m, k, chain)
+
+
+@inlined
+def remove_node(m: Memory, k: Ksm, key: int, frame: int) -> None:
+    """Take a stable node whose page is gone out of the tree; all its items are in no tree from now on."""
+    unlink_dup(k, key, frame)
+    leave_chain(m, k, frame)
+    if k.head[key] >= 0:
+        k.n[STABLE_TREE] -= 1
+    items = k.node[frame, MEMBERS]
+    if items > 0:
+        k.n[PAGES_SHARED] -= 1
+        k.n[PAGES_SHARING] -= items - 1
+    k.n[NODES] -= 1
+    m.counts[METADATA] -= NODE_BYTES
+    m.frame[frame, KIND] = REMOVED
+    if items == 0:
+        forget_frame(m, frame)
+
+
+@inlined
+def dissolve_chain(m: Memory, k: Ksm, frame: int) -> None:
+    """Let the one dup that is left in a chain stand alone again."""
+    chain = k.node[frame, CHAIN]
+    if chain != NO_CHAIN and k.chain[chain - 1, LINKED] == 1:
+        leave_chain(m, k, frame)
+
+
+@inlined
+def attach(m: Memory, k: Ksm, page: int, frame: int) -> None:
+    """Attach the page's item to a stable node."""
+    k.node[frame, MEMBERS] += 1
+    k.n[PAGES_SHARED if k.node[frame, MEMBERS] == 1 else PAGES_SHARING] += 1
+    k.link[page] = frame + 1
+
+
+@inlined
+def detach(m: Memory, k: Ksm, page: int) -> None:
+    """Take the page's item out of whatever tree it is in."""
+    link = k.link[page]
+    if link > 0:
+        frame = link - 1
+        k.link[page] = 0
+        if m.frame[frame, KIND] == KSM and not node_lives(m, frame):
+            remove_node(m, k, tree_key(m, k, page, int(m.frame[frame, CONTENT])), frame)
+        k.node[frame, MEMBERS] -= 1
+        left = k.node[frame, MEMBERS]
+        if m.frame[frame, KIND] == REMOVED:
+            if left == 0:
+                forget_frame(m, frame)
+            return
+        k.n[PAGES_SHARING if left > 0 else PAGES_SHARED] -= 1
+        key = tree_key(m, k, page, int(m.frame[frame, CONTENT]))
+        if k.node[frame, CHAIN] != NO_CHAIN:
+            k.chain[k.node[frame, CHAIN] - 1, FULL] = -1
+        spare = spare_of(k, key)
+        if spare > 0:
+            m.block[(spare - 1) // BLOCK, DIRTY] = 1
+    item = k.item[page]
+    if item & UNSTABLE:
+        k.item[page] = item & ~(UNSTABLE | PARITY)
+        k.n[PAGES_UNSHARED] -= 1
+        if (item & PARITY != 0) == (k.n[SCAN] & 1 != 0):
+            k.n[UNSTABLE_TREE] -= 1
+
+
+@inlined
+def chosen_dup(m: Memory, k: Ksm, key: int) -> int:
+    """The node of a content that takes one more page, or -1. Meets the dead on its way and removes them."""
+    limit = k.n[MAX_PAGE_SHARING]
+    first = -k.head[key] - 1
+    if k.node[first, CHAIN] == NO_CHAIN:
+        if not node_lives(m, first):
+            remove_node(m, k, key, first)
+            return -1
+        return first if takes_more(m, k, first) else -1
+    chain = k.node[first, CHAIN] - 1
+    now = moment(k)
+    prune = now - k.chain[chain, PRUNED] >= k.n[PRUNE_MILLISECS] * 1_000_000
+    if not prune and k.chain[chain, FULL] == m.counts[DEATHS]:
+        spend(k, W_DUP, k.chain[chain, LINKED])
+        return -1
+    if prune:
+        k.chain[chain, PRUNED] = now
+    best, frame, walked = -1, first, 0
+    while frame >= 0:
+        following = k.node[frame, NEXT] - 1
+        walked += 1
+        if not node_lives(m, frame):
+            remove_node(m, k, key, frame)
+        elif takes_more(m, k, frame) and (best < 0 or k.node[frame, MEMBERS] > k.node[best, MEMBERS]):
+            best = frame
+            if not prune:
+                break
+        frame = following
+    spend(k, W_DUP, walked)
+    if k.head[key] >= 0:
+        return -1
+    first = -k.head[key] - 1
+    if best < 0:
+        if k.node[first, CHAIN] != NO_CHAIN:
+            k.chain[chain, FULL] = m.counts[DEATHS]
+    elif best != first and k.node[best, MEMBERS] + 1 < limit:
+        unlink_dup(k, key, best)
+        link_first(k, key, best)
+    dissolve_chain(m, k, -k.head[key] - 1)
+    return best
+
+
+@inlined
+def stable_search(m: Memory, k: Ksm, page: int, content: int) -> int:
+    """Frame of the KSM page with this content that takes one more page, or -1."""
+    depth = levels(k.n[STABLE_TREE])
+    spend(k, W_STABLE_LEVEL, descent(depth))
+    spend(k, W_COMPARE_BYTE, depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
+    if content < 0:
+        return -1
+    key = tree_key(m, k, page, content)
+    if k.head[key] >= 0:
+        return -1
+    spend(k, W_COMPARE_BYTE, 4096)
+    return chosen_dup(m, k, key)
+
+
+@inlined
+def stable_insert(m: Memory, k: Ksm, key: int, frame: int) -> None:
+    """Make a shared frame a stable node, as one more dup if the content has a node already."""
+    k.n[NODES] += 1
+    m.counts[METADATA] += NODE_BYTES
+    k.node[frame, MEMBERS] = 0
+    k.node[frame, CHAIN] = NO_CHAIN
+    if k.head[key] < 0:
+        first = -k.head[key] - 1
+        dissolve_chain(m, k, first)
+        chain = k.node[first, CHAIN]
+        if chain == NO_CHAIN:
+            chain = new_chain(m, k, first, moment(k))
+        k.node[frame, CHAIN] = chain
+        k.chain[chain - 1, LINKED] += 1
+        k.chain[chain - 1, FULL] = -1
+        k.n[DUPS] += 1
+    else:
+        k.n[STABLE_TREE] += 1
+    link_first(k, key, frame)
+
+
+# --- the decision for one page ---------------------------------------------------------------------------------------
+
+
+@inlined
+def merge_into(m: Memory, k: Ksm, page: int, frame: int) -> None:
+    """Let the page map a KSM page in place of its own frame."""
+    leave_frame(m, page)
+    map_frame(m, page, frame)
+    plan_write(m, page, moment(k))
+
+
+@inlined
+def merge_with_stable(m: Memory, k: Ksm, page: int, frame: int) -> None:
+    """Merge the page into a KSM page that exists."""
+    detach(m, k, page)
+    spend(k, W_COMPARE_BYTE, 4096)
+    spend(k, W_MERGE, 1)
+    merge_into(m, k, page, frame)
+    attach(m, k, page, frame)
+
+
+@inlined
+def in_unstable_tree(m: Memory, k: Ksm, page: int) -> bool:
+    """Whether the page's item was put in the unstable tree in the present full scan."""
+    block = page // BLOCK
+    item = k.item[page]
+    if not k.block[block, QUIET]:
+        return bool(item & UNSTABLE and (item & PARITY != 0) == (k.n[SCAN] & 1 != 0))
+    if k.block[block, SCANNED] != k.n[SCAN] or not item & ITEM or k.link[page] > 0:
+        return False
+    return inserted_at_last_visit(k, visit_after(k, item & VISITS, k.block[block, PASSED]))
+
+
+@inlined
+def promote_pair(m: Memory, k: Ksm, page: int, tree_page: int, content: int) -> None:
+    """Make the page a KSM page and let the page from the unstable tree map it."""
+    settle(m, k, tree_page // BLOCK)
+    m.block[tree_page // BLOCK, DIRTY] = 1
+    key = tree_key(m, k, page, content)
+    put_spare(m, k, key, 0)
+    spend(k, W_COMPARE_BYTE, 2 * 4096)
+    spend(k, W_STABLE_LEVEL, descent(levels(k.n[STABLE_TREE])))
+    spend(k, W_PROMOTE, 1)
+    spend(k, W_MERGE, 1)
+    if m.place[page] & SHARED:
+        frame = int(m.held[page])
+        m.frame[frame, KIND] = KSM
+    else:
+        frame = new_frame(m, content, KSM)
+        m.counts[PRIVATE] -= 1
+        map_frame(m, page, frame)
+    detach(m, k, tree_page)
+    merge_into(m, k, tree_page, frame)
+    stable_insert(m, k, key, frame)
+    attach(m, k, tree_page, frame)
+    attach(m, k, page, frame)
+    plan_write(m, page, moment(k))
+
+
+@inlined
+def unstable_insert(m: Memory, k: Ksm, page: int) -> None:
+    """Put the page's item in the unstable tree."""
+    spend(k, W_INSERT, 1)
+    k.item[page] |= UNSTABLE | (PARITY if k.n[SCAN] & 1 else 0)
+    k.n[PAGES_UNSHARED] += 1
+    k.n[UNSTABLE_TREE] += 1
+
+
+@inlined
+def unstable_search_insert(m: Memory, k: Ksm, page: int, content: int) -> bool:
+    """Find an equal page in the unstable tree and merge the two, or insert this one. Returns True if inserted."""
+    depth = levels(k.n[UNSTABLE_TREE])
+    spend(k, W_UNSTABLE_LEVEL, descent(depth))
+    spend(k, W_COMPARE_BYTE, depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
+    if content < 0:
+        unstable_insert(m, k, page)
+        return True
+    key = tree_key(m, k, page, content)
+    tree_page = spare_of(k, key) - 1
+    if tree_page >= 0 and tree_page != page and in_unstable_tree(m, k, tree_page):
+        if not in_place(m, tree_page):
+            return False
+        same_frame = m.place[page] & m.place[tree_page] & SHARED and m.held[page] == m.held[tree_page]
+        if same_frame:
+            return False
+        if content_of(m, tree_page) == content and not is_ksm_page(m, tree_page):
+            if k.n[NODES] >= k.n[MAX_KERNEL_PAGES]:
+                return False
+            promote_pair(m, k, page, tree_page, content)
+            return False
+    put_spare(m, k, key, page + 1)
+    unstable_insert(m, k, page)
+    return True
+
+
+@inlined
+def visit_merged(k: Ksm) -> None:
+    """The visit of a page whose item is attached to the KSM page it maps: nothing is to be done."""
+    spend(k, W_VISIT_KSM, 1)
+    if k.n[NODE_HOLDS_PAGE] == 0:
+        spend(k, W_STABLE_LEVEL, descent(levels(k.n[STABLE_TREE])))
+        spend(k, W_COMPARE_BYTE, 4096)
+
+
+@inlined
+def visit(m: Memory, k: Ksm, page: int) -> bool:
+    """The decision for any other page that is not skipped. Returns True if it was put in the unstable tree."""
+    if is_ksm_page(m, page):
+        frame = int(m.held[page])
+        detach(m, k, page)
+        spend(k, W_VISIT, 1)
+        spend(k, W_ATTACH, 1)
+        attach(m, k, page, frame)
+        return False
+    detach(m, k, page)
+    content = content_of(m, page)
+    spend(k, W_VISIT, 1)
+    if k.n[CHECKSUM_FIRST] == 0:
+        frame = stable_search(m, k, page, content)
+        if frame >= 0:
+            merge_with_stable(m, k, page, frame)
+            return False
+    spend(k, W_CHECKSUM, 1)
+    if k.old[page] != content:
+        k.old[page] = content
+        return False
+    if content == 0 and k.n[USE_ZERO_PAGES]:
+        spend(k, W_COMPARE_BYTE, 4096)
+        spend(k, W_ZERO_MERGE, 1)
+        leave_frame(m, page)
+        m.place[page] |= ZERO
+        m.counts[KSM_ZERO] += 1
+        plan_write(m, page, moment(k))
+        return False
+    if k.n[CHECKSUM_FIRST]:
+        frame = stable_search(m, k, page, content)
+        if frame >= 0:
+            merge_with_stable(m, k, page, frame)
+            return False
+    return unstable_search_insert(m, k, page, content)
+
+
+@inlined
+def new_item(m: Memory, k: Ksm, page: int) -> None:
+    """Give a page that ksmd sees for the first time its item."""
+    spend(k, W_ITEM, 1)
+    k.item[page] = ITEM
+    k.old[page] = NEVER
+    k.n[ITEMS] += 1
+    m.counts[METADATA] += ITEM_BYTES
+
+
+@inlined
+def free_item(m: Memory, k: Ksm, page: int) -> None:
+    """Free the item of a page that is gone."""
+    detach(m, k, page)
+    k.item[page] = 0
+    k.n[ITEMS] -= 1
+    m.counts[METADATA] -= ITEM_BYTES
+
+
+@inlined
+def stays_lonely(m: Memory, k: Ksm, page: int) -> bool:
+    """Whether the next processed visit will put the page in the unstable tree, if nothing happens before."""
+    if m.place[page] & SHARED:
+        return False
+    content = m.held[page]
+    if k.old[page] != content:
+        return False
+    return bool(content < 0 or spare_of(k, tree_key(m, k, page, int(content))) == page + 1)
+
+
+# --- quiet blocks ----------------------------------------------------------------------------------------------------
+
+
+@inlined
+def visit_after(k: Ksm, visit_number: int, visits: int) -> int:
+    """Number of the next visit of an item that was passed so many times more."""
+    if not k.n[SMART_SCAN]:
+        return int(visit_number)
+    number = visit_number + visits
+    if number >= SMART_VISITS:
+        number = SMART_CYCLE + (number - SMART_CYCLE) % (SMART_VISITS - SMART_CYCLE)
+    return int(number)
+
+
+@inlined
+def inserted_at_last_visit(k: Ksm, next_visit: int) -> bool:
+    """Whether a lonely item with this next visit was processed at its last one."""
+    return bool(not k.n[SMART_SCAN] or (next_visit >= 1 and k.smart[PROCESSED, next_visit - 1]))
+
+
+@compiled
+def settle(m: Memory, k: Ksm, block: int) -> None:
+    """Bring the items of a quiet block up to date one by one; it is not quiet any more."""
+    if not k.block[block, QUIET]:
+        return
+    k.block[block, QUIET] = 0
+    passes = k.block[block, PASSED]
+    parity = PARITY if k.block[block, SCANNED] & 1 else 0
+    parity_now = PARITY if k.n[SCAN] & 1 else 0
+    under_way = k.n[SLOT] == m.block[block, GUEST] and k.n[CURSOR] // BLOCK == block
+    visits_left = k.n[QUIET_DONE] if under_way else 0
+    for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        item = k.item[page]
+        if not item & ITEM:
+            continue
+        if k.link[page] > 0:
+            if visits_left > 0:
+                visits_left -= 1
+                k.n[DONE + W_VISIT_KSM] += 1
+                k.n[CURSOR] = page + 1
+            continue
+        number = visit_after(k, item & VISITS, passes)
+        flags = UNSTABLE | parity if inserted_at_last_visit(k, number) else 0
+        if visits_left > 0:
+            k.n[PAGES_UNSHARED] -= 1 if flags else 0
+            if k.smart[PROCESSED, number]:
+                visits_left -= 1
+                flags = UNSTABLE | parity_now
+                k.n[PAGES_UNSHARED] += 1
+                k.n[UNSTABLE_TREE] += 1
+                k.n[DONE + W_VISIT] += 1
+                k.n[DONE + W_CHECKSUM] += 1
+                k.n[DONE + W_INSERT] += 1
+            else:
+                flags = 0
+                k.n[PAGES_SKIPPED] += 1
+                k.n[DONE + W_SKIP] += 1
+            number = k.smart[NEXT_VISIT, number]
+            k.n[CURSOR] = page + 1
+        k.item[page] = ITEM | flags | number
+    if under_way:
+        k.n[QUIET_DONE] = 0
+        k.n[CALM] = 0
+
+
+@compiled
+def settle_all(m: Memory, k: Ksm) -> None:
+    """Settle every block, before a setting changes that decides what a visit does."""
+    for block in range(k.block.shape[0]):
+        settle(m, k, block)
+
+
+@inlined
+def priced(k: Ksm, kind: int, number: int, times: int) -> int:
+    """Picoseconds of so much work; counts it *times* times."""
+    k.n[DONE + kind] += number * times
+    return int(number * k.n[PRICE + kind])
+
+
+@inlined
+def quiet_work(m: Memory, k: Ksm, block: int, inserted: int, skipped: int, times: int) -> int:
+    """Picoseconds for one full scan's visit of a quiet block; counts the work *times* times."""
+    merged = int(k.block[block, MERGED])
+    stable, unstable = levels(k.n[STABLE_TREE]), levels(k.n[UNSTABLE_TREE])
+    searches = merged if k.n[NODE_HOLDS_PAGE] == 0 else 0
+    differing = inserted * (stable + unstable) * k.slot[m.block[block, GUEST], DIFFERS_AT]
+    return int(
+        priced(k, W_VISIT_KSM, merged, times)
+        + priced(k, W_VISIT, inserted, times)
+        + priced(k, W_CHECKSUM, inserted, times)
+        + priced(k, W_INSERT, inserted, times)
+        + priced(k, W_STABLE_LEVEL, (inserted + searches) * descent(stable), times)
+        + priced(k, W_UNSTABLE_LEVEL, inserted * descent(unstable), times)
+        + priced(k, W_COMPARE_BYTE, differing + searches * 4096, times)
+        + priced(k, W_SKIP, skipped, times)
+        + priced(k, W_ABSENT, BLOCK - merged - inserted - skipped, times)
+    )
+
+
+@inlined
+def quiet_inserts(k: Ksm, block: int) -> tuple[int, int]:
+    """Lonely pages of a quiet block that the next visit inserts, and that it skips."""
+    inserted, skipped = 0, 0
+    for number in range(SMART_VISITS):
+        lonely = int(k.block[block, LONELY + number])
+        if k.smart[PROCESSED, number]:
+            inserted += lonely
+        else:
+            skipped += lonely
+    return inserted, skipped
+
+
+@inlined
+def pass_quiet_block(m: Memory, k: Ksm, block: int, limit_ps: int) -> bool:
+    """Visit a quiet block, or as much of it as quota and time allow. Returns True when it is behind."""
+    n = k.n
+    inserted, skipped = quiet_inserts(k, block)
+    visits = k.block[block, MERGED] + inserted
+    done = n[QUIET_DONE]
+    if done == 0:
+        n[QUIET_PS] = quiet_work(m, k, block, inserted, skipped, 0)
+    whole = n[QUIET_PS]
+    if visits > 0:
+        until = min(done + n[QUOTA], visits)
+        ahead = limit_ps - n[BATCH_PS] + whole * done // visits
+        if whole > 0 and ahead < whole:
+            until = max(done + 1, min(until, (ahead * visits + whole - 1) // whole))
+        n[BATCH_PS] += whole * until // visits - whole * done // visits
+        n[QUOTA] -= until - done
+        n[BATCH_VISITS] += until - done
+        k.n[PAGES_SCANNED] += until - done
+        if until < visits:
+            n[QUIET_DONE] = until
+            return False
+    else:
+        n[BATCH_PS] += whole
+    quiet_work(m, k, block, inserted, skipped, 1)
+    n[QUIET_DONE] = 0
+    n[UNSTABLE_TREE] += inserted
+    k.n[PAGES_SKIPPED] += skipped
+    k.n[PAGES_UNSHARED] += inserted - k.block[block, INSERTED]
+    k.block[block, INSERTED] = inserted
+    k.block[block, PASSED] += 1
+    k.block[block, SCANNED] = n[SCAN]
+    if k.n[SMART_SCAN]:
+        last = k.block[block, LONELY + SMART_VISITS - 1]
+        for column in range(LONELY + SMART_VISITS - 1, LONELY, -1):
+            k.block[block, column] = k.block[block, column - 1]
+        k.block[block, LONELY] = 0
+        k.block[block, LONELY + SMART_CYCLE] += last
+    return True
+
+
+# --- scanning --------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def room_left(m: Memory, k: Ksm) -> bool:
+    """Whether one more step cannot overrun the arrays."""
+    return bool(
+        (m.counts[FREE_FRAME] >= 0 or m.counts[FRAME_HIGH] + ROOM <= m.frame.shape[0])
+        and m.counts[DUE_COUNT] + ROOM <= m.due.shape[0]
+        and k.n[CHAIN_HIGH] + ROOM <= k.chain.shape[0]
+    )
+
+
+@inlined
+def limit_of(m: Memory, k: Ksm, horizon: int) -> int:
+    """Batch time (ps) at which ksmd must pause: the horizon or the next due write."""
+    return int((min(horizon, next_due(m)) - k.n[BATCH_START]) * 1000)
+
+
+@inlined
+def begin_block(m: Memory, k: Ksm, block: int) -> None:
+    """Prepare the sums of a block that is about to be visited page by page."""
+    m.block[block, DIRTY] = 0
+    k.block[block, MERGED] = 0
+    for number in range(SMART_VISITS):
+        k.block[block, LONELY + number] = 0
+    k.n[CALM] = 0 if look(m, block, moment(k)) else 1
+
+
+@inlined
+def end_block(m: Memory, k: Ksm, block: int) -> None:
+    """Call a block quiet if every page in it was found merged or lonely."""
+    if k.n[CALM] and not m.block[block, DIRTY]:
+        k.block[block, QUIET] = 1
+        k.block[block, SCANNED] = k.n[SCAN]
+        k.block[block, PASSED] = 0
+        inserted = 0
+        for number in range(SMART_VISITS):
+            if inserted_at_last_visit(k, number):
+                inserted += k.block[block, LONELY + number]
+        k.block[block, INSERTED] = inserted
+
+
+@inlined
+def visit_block(m: Memory, k: Ksm, block: int, end: int, horizon: int) -> bool:
+    """Visit the pages of a block one by one up to *end*, or as far as quota, time and room allow.
+
+    Returns True when the block is behind.
+    """
+    n, smart = k.n, k.smart
+    page = n[CURSOR]
+    limit_ps = limit_of(m, k, horizon)
+    planned = m.counts[DUE_COUNT]
+    while page < end:
+        if not in_place(m, page):
+            spend(k, W_ABSENT, 1)
+            if k.item[page] & ITEM:
+                free_item(m, k, page)
+                n[CALM] = 0
+            page += 1
+            continue
+        if n[QUOTA] == 0 or n[BATCH_PS] >= limit_ps or not room_left(m, k):
+            break
+        if not k.item[page] & ITEM:
+            new_item(m, k, page)
+            n[CALM] = 0
+        merged = is_ksm_page(m, page)
+        number = k.item[page] & VISITS
+        if not merged:
+            k.item[page] = (k.item[page] & ~VISITS) | smart[NEXT_VISIT, number]
+        if not merged and not smart[PROCESSED, number]:
+            detach(m, k, page)
+            spend(k, W_SKIP, 1)
+            k.n[PAGES_SKIPPED] += 1
+            lonely = stays_lonely(m, k, page)
+        else:
+            n[QUOTA] -= 1
+            n[BATCH_VISITS] += 1
+            k.n[PAGES_SCANNED] += 1
+            if merged and k.link[page] == m.held[page] + 1:
+                visit_merged(k)
+                k.block[block, MERGED] += 1
+                page += 1
+                continue
+            lonely = visit(m, k, page) and stays_lonely(m, k, page)
+            if m.counts[DUE_COUNT] != planned:
+                planned = m.counts[DUE_COUNT]
+                limit_ps = limit_of(m, k, horizon)
+        if lonely:
+            k.block[block, LONELY + smart[NEXT_VISIT, number]] += 1
+        else:
+            n[CALM] = 0
+        page += 1
+    n[CURSOR] = page
+    return bool(page == end)
+
+
+@inlined
+def free_slot_items(m: Memory, k: Ksm, guest: int) -> None:
+    """Free all items of a guest."""
+    first = m.guest[guest, FIRST]
+    for page in range(first, first + m.guest[guest, PAGES]):
+        if page % BLOCK == 0:
+            settle(m, k, page // BLOCK)
+            m.block[page // BLOCK, DIRTY] = 1
+        if k.item[page] & ITEM:
+            free_item(m, k, page)
+
+
+@inlined
+def unlink_slot(m: Memory, k: Ksm, guest: int) -> None:
+    """Take a guest off the list."""
+    following, previous = k.slot[guest, FOLLOWING], k.slot[guest, BEFORE]
+    k.slot[previous, FOLLOWING] = following
+    k.slot[following, BEFORE] = previous
+    k.slot[guest, BEFORE] = -1
+    k.slot[guest, EXITING] = 0
+    k.n[SLOTS] -= 1
+    m.counts[METADATA] -= SLOT_BYTES
+
+
+@inlined
+def enter_slot(m: Memory, k: Ksm, guest: int) -> None:
+    """Move the cursor to the start of a guest (or to the head of the list)."""
+    k.n[SLOT] = guest
+    k.n[CALM] = 0
+    k.n[QUIET_DONE] = 0
+    if guest < m.guest.shape[0]:
+        k.n[CURSOR] = m.guest[guest, FIRST]
+
+
+@inlined
+def advise(k: Ksm, now: int) -> None:
+    """One step of the scan-time advisor at the end of a full scan (6.8 and later); every division floors."""
+    n = k.n
+    seconds = max(1, (now - n[PASS_START]) // 1_000_000_000)
+    cpu_ms = (n[TOTAL_PS] + n[BATCH_PS]) // 1_000_000_000
+    percent = max(1, (cpu_ms - n[ADVISOR_CPU]) * 100 // (seconds * 1000))
+    n[ADVISOR_CPU] = cpu_ms
+    factor = max(1, n[TARGET_SCAN_TIME] * 100 // seconds)
+    last = n[ADVISOR_LAST] if n[ADVISOR_LAST] > 0 else seconds
+    change = max(1, seconds * 100 // last)
+    change = (70 * n[ADVISOR_CHANGE] + 30 * change) // 100
+    pages = n[PAGES_TO_SCAN] * 100 // factor * change // 100
+    per_percent = max(1, n[PAGES_TO_SCAN] // percent)
+    pages = max(min(pages, per_percent * n[MAX_CPU]), per_percent * 10)
+    n[PAGES_TO_SCAN] = min(pages, n[MAX_PAGES_TO_SCAN])
+    n[ADVISOR_LAST] = seconds
+    n[ADVISOR_CHANGE] = change
+
+
+@compiled
+def snapshot(m: Memory, k: Ksm, now: int, index: int) -> None:
+    """Write every counter as it is now into a row of the log."""
+    n, row = k.n, k.log[index]
+    spent = n[TOTAL_PS] + (n[BATCH_PS] if n[PHASE] == WORKING else 0)
+    merging = 0
+    for kind in (W_MERGE, W_PROMOTE, W_ZERO_MERGE, W_ATTACH):
+        merging += k.n[DONE + kind] * k.n[PRICE + kind]
+    row[ROW_TIME] = now
+    row[ROW_RUN] = k.n[RUN]
+    row[ROW_PAGES_TO_SCAN] = k.n[PAGES_TO_SCAN]
+    row[ROW_SLEEP_MILLISECS] = k.n[SLEEP_MILLISECS]
+    row[ROW_KSMD_PS] = spent
+    row[ROW_MERGE_PS] = merging
+    for i in range(COUNTERS):
+        row[SNAPSHOT + i] = n[i]
+    for i in range(m.counts.size):
+        row[SNAPSHOT + COUNTERS + i] = m.counts[i]
+    if n[QUIET_DONE] > 0:
+        block = n[CURSOR] // BLOCK
+        inserted, skipped = quiet_inserts(k, block)
+        visits = k.block[block, MERGED] + inserted
+        row[SNAPSHOT + PAGES_UNSHARED] += (inserted - k.block[block, INSERTED]) * n[QUIET_DONE] // visits
+        row[SNAPSHOT + PAGES_SKIPPED] += skipped * n[QUIET_DONE] // visits
+
+
+@inlined
+def end_scan(m: Memory, k: Ksm) -> None:
+    """A full scan is complete: count it, log it, and let the advisor choose."""
+    n = k.n
+    now = moment(k)
+    if k.n[ADVISOR]:
+        advise(k, now)
+    n[SCAN] += 1
+    k.n[FULL_SCANS] += 1
+    if not k.n[COUNTS_LAST_BATCH]:
+        n[PAGES_SCANNED] -= n[BATCH_VISITS]
+    n[QUOTA] = 0
+    snapshot(m, k, now, n[LOGGED])
+    n[LOGGED] += 1
+
+
+@inlined
+def next_slot(m: Memory, k: Ksm) -> None:
+    """Go on to the next guest; behind the last one the full scan ends."""
+    guest = k.n[SLOT]
+    following = k.slot[guest, FOLLOWING]
+    if k.slot[guest, MERGEABLE_PAGES] == 0:
+        unlink_slot(m, k, guest)
+    enter_slot(m, k, following)
+    if following == m.guest.shape[0]:
+        end_scan(m, k)
+
+
+@inlined
+def begin_scan(m: Memory, k: Ksm) -> None:
+    """Start a full scan at the first guest with an empty unstable tree."""
+    spend(k, W_SCAN, 1)
+    k.n[UNSTABLE_TREE] = 0
+    k.n[PASS_START] = moment(k)
+    enter_slot(m, k, k.slot[m.guest.shape[0], FOLLOWING])
+
+
+@inlined
+def work_on(m: Memory, k: Ksm, horizon: int) -> int:
+    """Go on with the present batch until it ends (OK) or must pause (PAUSED, STARVING, NO_ROOM, LOG_FULL)."""
+    n = k.n
+    head = m.guest.shape[0]
+    while n[QUOTA] > 0:
+        now = moment(k)
+        if now >= horizon:
+            return PAUSED
+        if next_due(m) <= now:
+            starved = write_due(m, now)
+            if starved >= 0:
+                n[STARVED] = starved
+                return STARVING
+        if not room_left(m, k):
+            return NO_ROOM
+        if n[LOGGED] == k.log.shape[0]:
+            return LOG_FULL
+        guest = n[SLOT]
+        if guest == head:
+            begin_scan(m, k)
+        elif k.slot[guest, EXITING]:
+            free_slot_items(m, k, guest)
+            k.slot[guest, MERGEABLE_PAGES] = 0
+            next_slot(m, k)
+        else:
+            guest_end = m.guest[guest, FIRST] + m.guest[guest, PAGES]
+            if n[CURSOR] >= guest_end:
+                next_slot(m, k)
+                continue
+            block = n[CURSOR] // BLOCK
+            if k.block[block, QUIET] and m.block[block, DIRTY]:
+                settle(m, k, block)
+            if k.block[block, QUIET]:
+                behind = pass_quiet_block(m, k, block, limit_of(m, k, horizon))
+                if behind:
+                    n[CURSOR] = (block + 1) * BLOCK
+            else:
+                if n[CURSOR] % BLOCK == 0:
+                    begin_block(m, k, block)
+                behind = visit_block(m, k, block, min((block + 1) * BLOCK, guest_end), horizon)
+                if behind:
+                    end_block(m, k, block)
+    return -1
+
+
+@inlined
+def sleep_end(k: Ksm, now: int) -> int:
+    """Host time (ns) at which a sleep that begins now ends: the timer wheel fires late, never early."""
+    hz = k.n[HZ]
+    millisecs = k.n[SLEEP_MILLISECS]
+    tick = now * hz // 1_000_000_000
+    ticks = (millisecs * hz + 999) // 1000
+    if not k.n[EXACT_SLEEP] and millisecs >= 1000:
+        rest = (tick + ticks) % hz
+        ticks += -rest if rest < hz // 4 else hz - rest
+        ticks = max(ticks, 1)
+    shift, reach = 0, 63
+    while ticks >= reach and shift < 24:
+        shift += 3
+        reach <<= 3
+    expiry = (((tick + ticks) >> shift) + 1) << shift
+    return int((expiry * 1_000_000_000 + hz - 1) // hz)
+
+
+@inlined
+def end_batch(k: Ksm) -> None:
+    """ksmd goes to sleep; the caches it works in will be cold when it wakes, which is charged to this batch."""
+    n = k.n
+    visits = n[BATCH_VISITS]
+    if visits > 0:
+        n[BATCH_PS] += np.int64(n[BATCH_PS] * (n[COLD] / 1000.0) * math.log1p(visits / 100.0) * 100.0 / visits)
+    now = moment(k)
+    n[TOTAL_PS] += n[BATCH_PS]
+    n[BATCH_PS] = 0
+    n[BATCH_START] = now
+    n[PHASE] = SLEEPING
+    n[WAKE] = sleep_end(k, now) if k.n[SLEEP_MILLISECS] > 0 else now + 1
+
+
+@compiled
+def advance(m: Memory, k: Ksm, horizon: int) -> int:
+    """Let host time reach *horizon* (ns): run every batch and due write before it. Returns why it stopped."""
+    n = k.n
+    head = m.guest.shape[0]
+    while True:
+        if n[PHASE] == WORKING:
+            stopped = work_on(m, k, horizon)
+            if stopped >= 0:
+                return stopped
+            end_batch(k)
+        wake = n[WAKE] if n[PHASE] == SLEEPING else END_OF_TIME
+        now = min(wake, horizon)
+        if next_due(m) < now:
+            starved = write_due(m, now - 1)
+            if starved >= 0:
+                n[STARVED] = starved
+                return STARVING
+        if wake >= horizon:
+            return PAUSED
+        if n[RUN] != 1 or k.slot[head, FOLLOWING] == head:
+            n[PHASE] = IDLE
+            continue
+        n[PHASE] = WORKING
+        n[BATCH_START] = wake
+        n[BATCH_PS] = 0
+        n[BATCH_VISITS] = 0
+        n[QUOTA] = n[PAGES_TO_SCAN]
+        spend(k, W_BATCH, 1)
+
+
+@compiled
+def finish_batch(m: Memory, k: Ksm) -> int:
+    """Let the present batch end, whatever the time; returns PAUSED, or why it could not."""
+    if k.n[PHASE] == WORKING:
+        stopped = work_on(m, k, END_OF_TIME)
+        if stopped >= 0:
+            return stopped
+        end_batch(k)
+    return PAUSED
+
+
+@compiled
+def wake_up(k: Ksm, now: int) -> None:
+    """ksmd, if it waits for something to do, looks again."""
+    if k.n[PHASE] == IDLE:
+        k.n[PHASE] = SLEEPING
+        k.n[WAKE] = now
+
+
+# --- what others do to KSM -------------------------------------------------------------------------------------------
+
+
+@compiled
+def register(m: Memory, k: Ksm, guest: int) -> None:
+    """Put a guest on the list: just before the cursor, so that it is reached last; at the tail while unmerging."""
+    head = m.guest.shape[0]
+    before = head if k.n[RUN] == 2 else k.n[SLOT]
+    previous = k.slot[before, BEFORE]
+    k.slot[previous, FOLLOWING] = guest
+    k.slot[guest, BEFORE] = previous
+    k.slot[guest, FOLLOWING] = before
+    k.slot[before, BEFORE] = guest
+    k.slot[guest, EXITING] = 0
+    k.n[SLOTS] += 1
+    m.counts[METADATA] += SLOT_BYTES
+
+
+@compiled
+def has_items(m: Memory, k: Ksm, guest: int) -> bool:
+    """Whether ksmd ever saw a page of the guest."""
+    first = m.guest[guest, FIRST]
+    for page in range(first, first + m.guest[guest, PAGES]):
+        if k.item[page] & ITEM:
+            return True
+    return False
+
+
+@compiled
+def leave(m: Memory, k: Ksm, guest: int) -> bool:
+    """A guest exits (its pages are unmapped already). Returns True if it is off the list at once."""
+    if k.n[SLOT] != guest:
+        if not has_items(m, k, guest):
+            unlink_slot(m, k, guest)
+            return True
+        following, previous = k.slot[guest, FOLLOWING], k.slot[guest, BEFORE]
+        k.slot[previous, FOLLOWING] = following
+        k.slot[following, BEFORE] = previous
+        cursor = k.n[SLOT]
+        after = k.slot[cursor, FOLLOWING]
+        k.slot[cursor, FOLLOWING] = guest
+        k.slot[guest, BEFORE] = cursor
+        k.slot[guest, FOLLOWING] = after
+        k.slot[after, BEFORE] = guest
+    k.slot[guest, EXITING] = 1
+    return False
+
+
+@compiled
+def unmerge_pages(m: Memory, first: int, pages: int) -> int:
+    """Give every page of a range that maps a KSM page or KSM's zero page a frame of its own. Returns OK or NO_FRAME."""
+    for page in range(first, first + pages):
+        place = m.place[page]
+        if not place & ZERO and not is_ksm_page(m, page):
+            continue
+        content = content_of(m, page)
+        lone = place & SHARED and m.frame[m.held[page], MAPS] == 1
+        if frames_free(m) < 1 and not lone:
+            return NO_FRAME
+        if place & SHARED:
+            m.counts[COW_KSM] += 1
+        leave_frame(m, page)
+        m.counts[PRIVATE] += 1
+        m.held[page] = content
+        m.block[page // BLOCK, DIRTY] = 1
+    return OK
+
+
+@compiled
+def unmerge_all(m: Memory, k: Ksm) -> int:
+    """run = 2: unmerge every guest on the list, then forget all items and nodes. Returns OK or NO_FRAME."""
+    head = m.guest.shape[0]
+    guest = k.slot[head, FOLLOWING]
+    while guest != head:
+        if not k.slot[guest, EXITING]:
+            if unmerge_pages(m, m.guest[guest, FIRST], m.guest[guest, PAGES]) != OK:
+                return NO_FRAME
+        following = k.slot[guest, FOLLOWING]
+        free_slot_items(m, k, guest)
+        if k.slot[guest, EXITING] or k.slot[guest, MERGEABLE_PAGES] == 0:
+            unlink_slot(m, k, guest)
+        guest = following
+    for key in range(k.head.size):
+        while k.head[key] < 0:
+            remove_node(m, k, key, -k.head[key] - 1)
+        k.head[key] = 0
+    k.n[FULL_SCANS] = 0
+    k.n[SCAN] = 0
+    enter_slot(m, k, head)
+    return OK
+
+
+@compiled
+def advise_mergeable(m: Memory, k: Ksm, guest: int, first: int, pages: int, mergeable: bool) -> None:
+    """Mark pages of a guest as in a mergeable area, or not."""
+    for page in range(first, first + pages):
+        was = m.place[page] & MERGEABLE != 0
+        if was != mergeable:
+            m.place[page] ^= MERGEABLE
+            k.slot[guest, MERGEABLE_PAGES] += 1 if mergeable else -1
+            m.block[page // BLOCK, DIRTY] = 1
+
+
+@compiled
+def name_contents(m: Memory, k: Ksm, first: int, pages: int, content: int) -> int:
+    """Before a fork: number contents that one page alone held from *content* on. Returns the next unused number."""
+    for page in range(first, first + pages):
+        if m.place[page] & (PRESENT | SHARED | ZERO) == PRESENT and m.held[page] < 0:
+            if k.old[page] == m.held[page]:
+                k.old[page] = content
+            m.held[page] = content
+            content += 1
+            m.block[page // BLOCK, DIRTY] = 1
+    return content
+
+
+@compiled
+def items_of(m: Memory, k: Ksm, guest: int) -> tuple[int, int, int]:
+    """Items of a guest: all, those attached to a stable node, and its KSM zero pages (/proc/PID/ksm_stat)."""
+    items, merging, zero = 0, 0, 0
+    first = m.guest[guest, FIRST]
+    for page in range(first, first + m.guest[guest, PAGES]):
+        items += k.item[page] & ITEM != 0
+        merging += k.link[page] > 0 and m.frame[k.link[page] - 1, KIND] == KSM
+        zero += m.place[page] & ZERO != 0
+    return items, merging, zero
