@@ -170,9 +170,9 @@ class Machine:
 
     def __init__(
         self, host: Host, name: str, assignments: Sequence[Assignment], *, seed: int, duration: int, sample_every: int,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] | None = None, make_scanner: Callable[..., Scanner] | None = None,
     ) -> None:  # fmt: skip
-        """Times are in ns; *progress* is told the host time now and then."""
+        """Times are in ns; *progress* is told the host time now and then; *make_scanner* may put an observer in place."""
         import simpy
 
         from sim.sharing.scanner import Scanner
@@ -199,10 +199,11 @@ class Machine:
         self.running = 0
         self.space = ContentSpace()
         self.captures = self._load_captures()
+        self.layouts: dict[str, dict[str, PageNumbers]] = {}
         self.classes: dict[tuple[float, str], int] = {}
         writes = self._write_classes()
         contents = self._reserve_contents()
-        self.scanner: Scanner = Scanner(
+        self.scanner: Scanner = (make_scanner or Scanner)(
             host.ksm, self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=self._most_pages(),
             guests=len(self.guests), contents=contents, work_ps=self._work_prices(),
             trees=1 if host.ksm.merge_across_nodes else host.numa_nodes,
@@ -306,10 +307,16 @@ class Machine:
         for guest in self.guests:
             if guest.running:
                 self._finish(guest)
-        return Report(
-            self._columns(self.samples), self._columns(self.scans), [self._row_of(each) for each in self.guests if each.started],
-            self.events, self.scanner.work_done(),
-        )  # fmt: skip
+        report = Report(
+            samples=self._columns(self.samples),
+            scans=self._columns(self.scans),
+            guests=[self._row_of(each) for each in self.guests if each.started],
+            events=self.events,
+            work=self.scanner.work_done(),
+        )
+        # Guests that still wait keep this object alive; its arrays are most of what a run needs.
+        del self.scanner
+        return report
 
     def _advance(self, until: int) -> None:
         """Let ksmd work up to the next thing that happens; a write that finds no frame kills its guest."""
@@ -389,7 +396,9 @@ class Machine:
             contents = np.full(vm.pages, UNTOUCHED, np.int32)
             contents[: len(capture.first)] = self._captured_contents(guest, image, capture.first, OWN)
             return contents, writers
-        guest.places = dict(image.layout(vm.memory, self.seed, vm.name))
+        if vm.name not in self.layouts:
+            self.layouts[vm.name] = dict(image.layout(vm.memory, self.seed, vm.name))
+        guest.places = self.layouts[vm.name]
         for part in image.parts:
             if part.writes:
                 where = guest.places[part.name]
@@ -581,7 +590,8 @@ class Machine:
         from sim.sharing.scanner import ROW, columns_of
 
         log = np.concatenate(rows.logs) if rows.logs else np.zeros((0, ROW), np.int64)
-        others = np.repeat(np.array(rows.others or np.zeros((0, 4)), np.int64)[:, 1:], [n for n, *_ in rows.others], axis=0)
+        others = np.array(rows.others or np.zeros((0, 4)), np.int64)
+        others = np.repeat(others[:, 1:], others[:, 0], axis=0)
         columns = columns_of(log)
         private, shared, metadata = (columns[f"mem_{part}_bytes"] for part in ("private", "shared", "metadata"))
         used = private + shared + metadata

@@ -119,11 +119,10 @@ def run(scenario: Scenario, progress: Progress | None = None) -> Result:
             if progress:
                 progress((index + now / scenario.duration) / len(hosts), f"{name} at {about_duration(now)}")
 
-        machine = Machine(
+        reports.append(Machine(
             host, name, assignments[name], seed=scenario.seed, duration=scenario.duration,
             sample_every=scenario.sample_every, progress=tell,
-        )  # fmt: skip
-        reports.append(machine.run())
+        ).run())  # fmt: skip
     return _result(scenario, reports, time.perf_counter() - began, time.process_time() - cpu_began)
 
 

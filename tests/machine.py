@@ -103,7 +103,7 @@ class Machine:
         """A guest with these contents starts; None is a page never touched. Returns its number."""
         guest = self._place(len(contents))
         held = np.array([NEVER if content is None else content for content in contents], np.int32)
-        memory.fill_pages(self.m, self.first(guest), held, 0)
+        memory.fill_pages(self.m, self.first(guest), held)
         if mergeable:
             self.madvise(guest, 0, len(contents), True)
         return guest

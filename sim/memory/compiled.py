@@ -30,18 +30,18 @@ def _cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="overcommit-"))
 
 
-numba.config.CACHE_DIR = str(_cache_folder())
+# numba's type stubs know neither this setting nor all options.
+_config: Any = numba.config
+_njit: Any = numba.njit
 
-
-def _widened(kind: Any) -> Any:
-    kind = numba.types.unliteral(kind)
-    narrow = isinstance(kind, numba.types.Integer) and kind is not numba.types.uint64
-    return numba.types.int64 if narrow else kind
+_config.CACHE_DIR = str(_cache_folder())
+# The loops allocate nothing, so they need no run-time reference counts.
+_OPTIONS = {"error_model": "numpy", "_nrt": False}
 
 
 def compiled(loop: Loop) -> Loop:
     """Compile *loop* on first use; later processes load the machine code from the cache."""
-    return cast(Loop, numba.njit(cache=True, error_model="numpy", _nrt=False)(loop))
+    return cast(Loop, _njit(cache=True, **_OPTIONS)(loop))
 
 
 def inlined(loop: Loop) -> Loop:
@@ -49,9 +49,16 @@ def inlined(loop: Loop) -> Loop:
 
     numba would compile it anew for each constant and each width of an argument, and give it an entry from Python.
     """
-    dispatcher = numba.njit(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)(loop)
+    dispatcher = _njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **_OPTIONS)(loop)
     template = dispatcher.get_call_template
     dispatcher.get_call_template = lambda args, kws: template(
         tuple(_widened(kind) for kind in args), {name: _widened(kind) for name, kind in kws.items()}
     )
     return cast(Loop, dispatcher)
+
+
+def _widened(kind: Any) -> Any:
+    plain: Any = numba.types
+    kind = plain.unliteral(kind)
+    narrow = isinstance(kind, plain.Integer) and kind is not plain.uint64
+    return plain.int64 if narrow else kind

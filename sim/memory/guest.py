@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from sim.columns import PAGE_BYTES
 from sim.errors import At, Several
-from sim.memory.image import Captured, Image, Synthetic
+from sim.memory.image import Captured, Image, Part, Synthetic
 from sim.units import Block, Bytes, Duration, Share, format_bytes, format_duration
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -105,7 +105,7 @@ class Vm(Block):
     @property
     def content(self) -> Synthetic | Captured:
         """The image, the default being one part of unique pages."""
-        return self.image or Synthetic.model_validate({"parts": [{"name": "memory", "size": "100%"}]})
+        return self.image or Synthetic(parts=(Part.model_validate({"name": "memory", "size": "100%"}),))
 
     def lives(self, end: int) -> Iterator[tuple[int, int]]:
         """Start and stop (ns) of each guest; a stop at or after *end* means never."""
@@ -142,13 +142,12 @@ class Vm(Block):
     def _parts_exist(self) -> Vm:
         image = None if self.fork_of else self.content
         parts = [part.name for part in image.parts] if isinstance(image, Synthetic) else []
-        faults = []
-        for field, items in (("bursts", self.bursts), ("madvise", self.madvise)):
-            for i, item in enumerate(items):
-                if item.part is None or item.part in parts:
-                    continue
-                known = f"its parts: {', '.join(parts)}" if parts else "only a synthetic image has parts"
-                faults.append(At(f"{field}.{i}.part", "no such part in the guest's image", known))
+        faults: list[At] = []
+        named = [(f"bursts.{i}", burst.part) for i, burst in enumerate(self.bursts)]
+        named += [(f"madvise.{i}", advice.part) for i, advice in enumerate(self.madvise) if advice.part is not None]
+        known = f"its parts: {', '.join(parts)}" if parts else "only a synthetic image has parts"
+        faults += [At(f"{path}.part", "no such part in the guest's image", known)
+                   for path, part in named if part not in parts]  # fmt: skip
         for i, burst in enumerate(self.bursts):
             if burst.every == 0:
                 faults.append(At(f"bursts.{i}.every", "must be longer than 0", "leave it out for a single burst"))

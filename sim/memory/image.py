@@ -21,7 +21,6 @@ from sim.units import (
     SECOND,
     Block,
     Bytes,
-    Duration,
     Rate,
     Share,
     format_bytes,
@@ -91,7 +90,7 @@ class ContentSpace:
         return known[:number]
 
     def data_set(self, name: str, highest: int) -> int:
-        """What to add to the contents 1 to *highest* of a data set; every file of the set must state the same highest."""
+        """What to add to the contents 1 to *highest* of a data set; only its first use says how many there are."""
         if name not in self._data_sets:
             self._data_sets[name] = self.some(highest) - 1
         return self._data_sets[name]
@@ -270,7 +269,8 @@ class Captured(Block):
         """Raise At if the captured guest is larger than *memory* bytes."""
         size = captured_pages(self.path) * PAGE_BYTES
         if size > memory:
-            raise At("captured", f"the captured guest has {format_bytes(size)}", f"make memory at least {format_bytes(size)}")
+            remedy = f"make memory at least {format_bytes(size)}"
+            raise At("captured", f"the captured guest has {format_bytes(size)}", remedy)
 
 
 Image = Annotated[Synthetic | Captured, by_key(parts=Synthetic, captured=Captured)]

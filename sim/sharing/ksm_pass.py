@@ -330,8 +330,17 @@ def dissolve_chain(m: Memory, k: Ksm, frame: int) -> None:
 
 
 @inlined
+def look_again(k: Ksm, frame: int) -> None:
+    """Forget that all dups of the node's chain were found full: its items have changed."""
+    chain = k.node[frame, CHAIN]
+    if chain != NO_CHAIN:
+        k.chain[chain - 1, FULL] = -1
+
+
+@inlined
 def attach(m: Memory, k: Ksm, page: int, frame: int) -> None:
     """Attach the page's item to a stable node."""
+    look_again(k, frame)
     k.node[frame, MEMBERS] += 1
     k.n[PAGES_SHARED if k.node[frame, MEMBERS] == 1 else PAGES_SHARING] += 1
     k.link[page] = frame + 1
@@ -353,12 +362,7 @@ def detach(m: Memory, k: Ksm, page: int) -> None:
                 forget_frame(m, frame)
             return
         k.n[PAGES_SHARING if left > 0 else PAGES_SHARED] -= 1
-        key = tree_key(m, k, page, int(m.frame[frame, CONTENT]))
-        if k.node[frame, CHAIN] != NO_CHAIN:
-            k.chain[k.node[frame, CHAIN] - 1, FULL] = -1
-        spare = spare_of(k, key)
-        if spare > 0:
-            m.block[(spare - 1) // BLOCK, DIRTY] = 1
+        look_again(k, frame)
     item = k.item[page]
     if item & UNSTABLE:
         k.item[page] = item & ~(UNSTABLE | PARITY)
@@ -561,7 +565,6 @@ def visit(m: Memory, k: Ksm, page: int) -> bool:
         spend(k, W_ATTACH, 1)
         attach(m, k, page, frame)
         return False
-    detach(m, k, page)
     content = content_of(m, page)
     spend(k, W_VISIT, 1)
     if k.n[CHECKSUM_FIRST] == 0:
@@ -569,6 +572,7 @@ def visit(m: Memory, k: Ksm, page: int) -> bool:
         if frame >= 0:
             merge_with_stable(m, k, page, frame)
             return False
+    detach(m, k, page)
     spend(k, W_CHECKSUM, 1)
     if k.old[page] != content:
         k.old[page] = content
@@ -611,12 +615,10 @@ def free_item(m: Memory, k: Ksm, page: int) -> None:
 @inlined
 def stays_lonely(m: Memory, k: Ksm, page: int) -> bool:
     """Whether the next processed visit will put the page in the unstable tree, if nothing happens before."""
-    if m.place[page] & SHARED:
-        return False
     content = m.held[page]
-    if k.old[page] != content:
+    if m.place[page] & SHARED or k.old[page] != content or (content == 0 and k.n[USE_ZERO_PAGES]):
         return False
-    return bool(content < 0 or spare_of(k, tree_key(m, k, page, int(content))) == page + 1)
+    return bool(content < 0 or k.head[tree_key(m, k, page, int(content))] == page + 1)
 
 
 # --- quiet blocks ----------------------------------------------------------------------------------------------------
@@ -687,6 +689,7 @@ def settle(m: Memory, k: Ksm, block: int) -> None:
 @compiled
 def settle_all(m: Memory, k: Ksm) -> None:
     """Settle every block, before a setting changes that decides what a visit does."""
+    k.n[CALM] = 0
     for block in range(k.block.shape[0]):
         settle(m, k, block)
 
@@ -732,6 +735,27 @@ def quiet_inserts(k: Ksm, block: int) -> tuple[int, int]:
 
 
 @inlined
+def quiet_so_far(k: Ksm, block: int) -> tuple[int, int]:
+    """What the visits to a quiet block under way have added to pages_unshared and to pages_skipped."""
+    left, unshared, skipped = k.n[QUIET_DONE], 0, 0
+    for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        item = k.item[page]
+        if left == 0 or not item & ITEM:
+            continue
+        if k.link[page] > 0:
+            left -= 1
+            continue
+        number = visit_after(k, item & VISITS, k.block[block, PASSED])
+        unshared -= inserted_at_last_visit(k, number)
+        if k.smart[PROCESSED, number]:
+            left -= 1
+            unshared += 1
+        else:
+            skipped += 1
+    return unshared, skipped
+
+
+@inlined
 def pass_quiet_block(m: Memory, k: Ksm, block: int, limit_ps: int) -> bool:
     """Visit a quiet block, or as much of it as quota and time allow. Returns True when it is behind."""
     n = k.n
@@ -745,12 +769,12 @@ def pass_quiet_block(m: Memory, k: Ksm, block: int, limit_ps: int) -> bool:
         until = min(done + n[QUOTA], visits)
         ahead = limit_ps - n[BATCH_PS] + whole * done // visits
         if whole > 0 and ahead < whole:
-            until = max(done + 1, min(until, (ahead * visits + whole - 1) // whole))
+            until = min(until, max(done + 1, (ahead * visits + whole - 1) // whole))
         n[BATCH_PS] += whole * until // visits - whole * done // visits
         n[QUOTA] -= until - done
         n[BATCH_VISITS] += until - done
         k.n[PAGES_SCANNED] += until - done
-        if until < visits:
+        if until < visits or n[QUOTA] == 0:  # the pages skipped behind the last visit belong to the next batch
             n[QUIET_DONE] = until
             return False
     else:
@@ -825,7 +849,7 @@ def visit_block(m: Memory, k: Ksm, block: int, end: int, horizon: int) -> bool:
     page = n[CURSOR]
     limit_ps = limit_of(m, k, horizon)
     planned = m.counts[DUE_COUNT]
-    while page < end:
+    while page < end and n[QUOTA] > 0:
         if not in_place(m, page):
             spend(k, W_ABSENT, 1)
             if k.item[page] & ITEM:
@@ -833,7 +857,7 @@ def visit_block(m: Memory, k: Ksm, block: int, end: int, horizon: int) -> bool:
                 n[CALM] = 0
             page += 1
             continue
-        if n[QUOTA] == 0 or n[BATCH_PS] >= limit_ps or not room_left(m, k):
+        if n[BATCH_PS] >= limit_ps or not room_left(m, k):
             break
         if not k.item[page] & ITEM:
             new_item(m, k, page)
@@ -908,9 +932,10 @@ def advise(k: Ksm, now: int) -> None:
     """One step of the scan-time advisor at the end of a full scan (6.8 and later); every division floors."""
     n = k.n
     seconds = max(1, (now - n[PASS_START]) // 1_000_000_000)
-    cpu_ms = (n[TOTAL_PS] + n[BATCH_PS]) // 1_000_000_000
-    percent = max(1, (cpu_ms - n[ADVISOR_CPU]) * 100 // (seconds * 1000))
-    n[ADVISOR_CPU] = cpu_ms
+    cpu_ps = n[TOTAL_PS] + n[BATCH_PS]
+    cpu_ms = (cpu_ps - n[ADVISOR_CPU]) // 1_000_000_000
+    percent = max(1, cpu_ms * 100 // (seconds * 1000))
+    n[ADVISOR_CPU] = cpu_ps
     factor = max(1, n[TARGET_SCAN_TIME] * 100 // seconds)
     last = n[ADVISOR_LAST] if n[ADVISOR_LAST] > 0 else seconds
     change = max(1, seconds * 100 // last)
@@ -942,11 +967,9 @@ def snapshot(m: Memory, k: Ksm, now: int, index: int) -> None:
     for i in range(m.counts.size):
         row[SNAPSHOT + COUNTERS + i] = m.counts[i]
     if n[QUIET_DONE] > 0:
-        block = n[CURSOR] // BLOCK
-        inserted, skipped = quiet_inserts(k, block)
-        visits = k.block[block, MERGED] + inserted
-        row[SNAPSHOT + PAGES_UNSHARED] += (inserted - k.block[block, INSERTED]) * n[QUIET_DONE] // visits
-        row[SNAPSHOT + PAGES_SKIPPED] += skipped * n[QUIET_DONE] // visits
+        unshared, skipped = quiet_so_far(k, n[CURSOR] // BLOCK)
+        row[SNAPSHOT + PAGES_UNSHARED] += unshared
+        row[SNAPSHOT + PAGES_SKIPPED] += skipped
 
 
 @inlined
@@ -970,11 +993,16 @@ def next_slot(m: Memory, k: Ksm) -> None:
     """Go on to the next guest; behind the last one the full scan ends."""
     guest = k.n[SLOT]
     following = k.slot[guest, FOLLOWING]
-    if k.slot[guest, MERGEABLE_PAGES] == 0:
-        unlink_slot(m, k, guest)
     enter_slot(m, k, following)
     if following == m.guest.shape[0]:
         end_scan(m, k)
+
+
+@inlined
+def has_gone(m: Memory, k: Ksm, guest: int) -> bool:
+    """Whether the guest under the cursor exits, or offered no page when the cursor came to it."""
+    arrived = k.n[CURSOR] == m.guest[guest, FIRST] and k.n[QUIET_DONE] == 0
+    return bool(k.slot[guest, EXITING] or (arrived and k.slot[guest, MERGEABLE_PAGES] == 0))
 
 
 @inlined
@@ -1007,9 +1035,9 @@ def work_on(m: Memory, k: Ksm, horizon: int) -> int:
         guest = n[SLOT]
         if guest == head:
             begin_scan(m, k)
-        elif k.slot[guest, EXITING]:
+        elif has_gone(m, k, guest):
             free_slot_items(m, k, guest)
-            k.slot[guest, MERGEABLE_PAGES] = 0
+            unlink_slot(m, k, guest)
             next_slot(m, k)
         else:
             guest_end = m.guest[guest, FIRST] + m.guest[guest, PAGES]
@@ -1195,7 +1223,7 @@ def unmerge_all(m: Memory, k: Ksm) -> int:
                 return NO_FRAME
         following = k.slot[guest, FOLLOWING]
         free_slot_items(m, k, guest)
-        if k.slot[guest, EXITING] or k.slot[guest, MERGEABLE_PAGES] == 0:
+        if k.slot[guest, EXITING]:
             unlink_slot(m, k, guest)
         guest = following
     for key in range(k.head.size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from sim.memory.pages import BLOCK, Float64, Int32, Int64, Memory, UInt8
 from sim.sharing import ksm_pass as ksmd
 from sim.sharing.kernels import Kernel
 from sim.sharing.ksm import Ksm
+
+Number = TypeVar("Number", bound=np.generic)
 
 _LOG_ROWS: Final = 4096
 _FIRST_DUE: Final = 1024
@@ -53,7 +55,7 @@ class Scanner:
         self, settings: Ksm, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int, trees: int,
         work_ps: Int64, cold_milli: int, writes: Float64,
     ) -> None:  # fmt: skip
-        """*pages* is the room to begin with (it grows), *guests* and *contents* the most there will ever be."""
+        """*pages* is the room to begin with and grows; *guests* and *contents* are the most there will ever be."""
         self._settings = settings
         self._kernel = kernel
         blocks = blocks_of(pages)
@@ -167,7 +169,7 @@ class Scanner:
     def advise(self, guest: int, first: int, pages: int, mergeable: bool, now: int) -> bool:
         """madvise() of a range. Returns False (EAGAIN, nothing lost) if unmerging finds no frame."""
         start = int(self.m.guest[guest, memory.FIRST]) + first
-        if not mergeable and memory.OK != ksmd.unmerge_pages(self.m, start, pages):
+        if not mergeable and ksmd.unmerge_pages(self.m, start, pages) != memory.OK:
             return False
         ksmd.advise_mergeable(self.m, self.k, guest, start, pages, mergeable)
         if mergeable and pages and self.k.slot[guest, ksmd.BEFORE] < 0:
@@ -213,8 +215,10 @@ class Scanner:
 
     def usage(self) -> tuple[int, int]:
         """Free memory and the sum of resident set sizes, in bytes."""
-        free = memory.frames_free(self.m)
-        return free * memory.PAGE_BYTES, int(self.m.counts[memory.TOUCHED] - self.m.counts[memory.KSM_ZERO]) * memory.PAGE_BYTES
+        counts = self.m.counts
+        frames = int(counts[memory.LIMIT] - counts[memory.PRIVATE] - counts[memory.FRAMES])
+        resident = int(counts[memory.TOUCHED] - counts[memory.KSM_ZERO])
+        return frames * memory.PAGE_BYTES - int(counts[memory.METADATA]), resident * memory.PAGE_BYTES
 
     def work_done(self) -> dict[str, int]:
         """How much ksmd did of each kind of work."""
@@ -271,7 +275,7 @@ class Scanner:
         n = self.k.n
         before = int(n[ksmd.RUN])
         n[ksmd.RUN] = value
-        if value == 2 and before != 2 and memory.OK != ksmd.unmerge_all(self.m, self.k):
+        if value == 2 and before != 2 and ksmd.unmerge_all(self.m, self.k) != memory.OK:
             n[ksmd.RUN] = 0
             return "ENOMEM: not every page could be unmerged"
         if value == 1:
@@ -322,7 +326,7 @@ class Scanner:
     def snapshot(self, now: int) -> Int64:
         """Every counter as it is now; see ksm_pass.snapshot."""
         ksmd.snapshot(self.m, self.k._replace(log=self._row), now, 0)
-        return self._row[0]
+        return cast(Int64, self._row[0])
 
     # --- room -----------------------------------------------------------------------------------------------------
 
@@ -377,7 +381,7 @@ class Scanner:
         )
 
 
-def _longer(array: npt.NDArray[np.generic], length: int) -> npt.NDArray[np.generic]:
+def _longer(array: npt.NDArray[Number], length: int) -> npt.NDArray[Number]:
     longer = np.zeros((length, *array.shape[1:]), array.dtype)
     longer[: len(array)] = array
     return longer
