@@ -47,4 +47,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sim' has no attribute {name!r}")
     module, attribute = _HOMES[name]
-    return getattr(import_module(module), attribute)
+    verb = getattr(import_module(module), attribute)
+    globals()[name] = verb  # importing sim.run has just put the module in the place of the verb
+    return verb

@@ -233,7 +233,6 @@ def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None
 
     The last line printed is the folder of the result.
     """
-    from sim.results import write
     from sim.run import estimate
     from sim.run import run as simulate
     from sim.scenario import load
@@ -244,6 +243,8 @@ def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None
         console.say(_table(estimate(scenario).rows()))
     with console.progress(scenario.name) as progress:
         result = simulate(scenario, progress)
+    from sim.results import write  # pandas comes last: its memory would add to the simulation's
+
     console.kept = write(result, out)
     if with_report:
         from sim.report import write as write_report

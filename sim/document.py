@@ -162,6 +162,11 @@ _SYNTAX: Final = (
     ("mapping values are not allowed", "a colon where none can stand", "check the indentation, or quote the text"),
     ("could not find expected ':'", "a key without its colon", 'write "key: value"'),
     ("expected <block end>", "the indentation does not fit the lines above", "align the keys of one block"),
+    ("while parsing a flow mapping", "braces that do not close, or lack a comma", "write {key: value, key: value}"),
+    ("while parsing a flow sequence", "brackets that do not close, or lack a comma", "write [value, value]"),
+    ("while parsing a flow node", "a value is missing", "write one, or remove the open bracket"),
+    ("found undefined alias", "an alias (*) of nothing above it", "quote the text if it is no alias"),
+    ("found unknown escape", "a backslash that means nothing in double quotes", "double it, or use single quotes"),
     ("expected a single document", "the file holds more than one document", "remove the line ---"),
     ("while scanning a quoted scalar", "a text whose quote is never closed", "close it, or double the quote inside"),
     ("that cannot start any token", "a character that cannot start a value", "quote the text"),
@@ -488,6 +493,8 @@ def _in_words(detail: ErrorDetails, data: object, keys: Keys, model: type[BaseMo
         return _Fault((*keys, context["discriminator"].strip("'")), f"must be one of {context['expected_tags']}")
     if kind == "string_type" and isinstance(value, int | float):
         return _Fault(keys, "must be text", "put it in quotes")
+    if kind in ("model_type", "dict_type") and value in (None, True):
+        return _Fault(keys, "must be a block of keys", "write {} for its defaults, or leave the key out")
     message, remedy = _WORDS.get(kind, (detail["msg"][:1].lower() + detail["msg"][1:].replace("{", "{{"), ""))
     return _Fault(keys, message.format(**context), remedy, show_value=kind not in ("missing", "too_short", "too_long"))
 
@@ -495,7 +502,7 @@ def _in_words(detail: ErrorDetails, data: object, keys: Keys, model: type[BaseMo
 def _one_key(keys: Keys, value: object, allowed: Sequence[str]) -> _Fault:
     message = f"must have exactly one of the keys {', '.join(allowed)}"
     if not isinstance(value, dict):
-        return _Fault(keys, message)
+        return _Fault(keys, message, f"write {' or '.join(f'{{{key}: ...}}' for key in allowed)}")
     present = [key for key in allowed if key in value]
     close = {key: nearest(key, allowed) for key in value if not present}
     remedy = next((f"did you mean {meant} instead of {key}?" for key, meant in close.items() if meant), "")
@@ -543,11 +550,14 @@ def _either(faults: Sequence[_Fault]) -> _Fault:
 def _meant(model: type[BaseModel], keys: Keys, siblings: Any) -> str:
     """Return the remedy for an unknown key: its right place elsewhere, a near name beside it, or all known names."""
     name = str(keys[-1])
+    candidates = _models_at(model, keys[:-1])
+    here = max(candidates, key=lambda each: len(each.model_fields.keys() & siblings.keys()), default=model)
+    required = [key for key, field in here.model_fields.items() if field.is_required() and key not in siblings]
+    if absent := nearest(name, required):
+        return f"did you mean {absent}?"
     home = next(_homes(model, name, ()), None)
     if home is not None:
         return f"it belongs under {'.'.join(home)}" if home else "it belongs at the top of the file"
-    candidates = _models_at(model, keys[:-1])
-    here = max(candidates, key=lambda each: len(each.model_fields.keys() & siblings.keys()), default=model)
     return suggestion(name, here.model_fields)
 
 

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from sim.columns import PAGE_BYTES
 from sim.cost import prices as price_sets
 from sim.cost.prices import Prices
 from sim.errors import At, Several
-from sim.memory.guest import NAME, Advice, Burst, Vm
+from sim.memory.guest import Advice, Burst, Vm
 from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
 from sim.sharing.kernels import KERNELS, Kernel, kernel
 from sim.sharing.ksm import Ksm, KsmChange
 from sim.sharing.tuners import Choice, Ksmtuned, Mom, Usage
 from sim.streams import generator, key
-from sim.units import SECOND, Block, Bytes, format_bytes
+from sim.units import SECOND, Block, Bytes, Name, format_bytes
 
 if TYPE_CHECKING:
     import simpy
@@ -32,13 +32,12 @@ Steps = Generator[Any, Any, None]
 Column = Sequence[str] | np.ndarray[Any, np.dtype[Any]]
 
 _FRESH: Final = -1
-_WRITE_CLASSES: Final = 255
 
 
 class Host(Block):
     """One kind of host and how many there are of it."""
 
-    name: str = Field(default="host", pattern=NAME)
+    name: Name = "host"
     """Name; the hosts are called NAME-0, NAME-1, ..."""
     count: int = Field(default=1, ge=1, le=100_000)
     """How many hosts."""
@@ -61,32 +60,38 @@ class Host(Block):
     mom: Mom | None = None
     """Let oVirt's MOM turn KSM's knobs."""
 
+    _folder: Path = PrivateAttr(default=Path())
+
+    def model_post_init(self, context: Any) -> None:
+        """Remember what the path of a price set is relative to."""
+        self._folder = Path((context or {}).get("folder", "."))
+
+    @property
+    def price_set(self) -> Prices:
+        """What work costs."""
+        return price_sets.load(self.prices, self._folder)
+
     @field_validator("kernel")
     @classmethod
     def _known_kernel(cls, version: str) -> str:
         try:
             kernel(version)
-        except ValueError as error:
+        except ValueError:
             oldest, *_, newest = KERNELS
-            raise At("", f"is no Linux version with KSM ({error})", f"write {oldest} to {newest}, in quotes") from None
+            raise At("", "is no Linux version with KSM", f'write "{oldest}" to "{newest}"') from None
         return version
 
-    @field_validator("prices")
-    @classmethod
-    def _known_prices(cls, name: str) -> str:
-        price_sets.load(name)
-        return name
-
     @model_validator(mode="after")
-    def _whole_pages(self) -> Host:
-        if self.memory % PAGE_BYTES:
-            raise At("memory", "must be whole pages of 4KiB", f"write {format_bytes(self.memory // 4096 * 4096)}")
-        return self
-
-    @model_validator(mode="after")
-    def _settings_exist(self) -> Host:
+    def _consistent(self) -> Host:
         faults = [At(f"ksm.{fault.path}", fault.message, fault.remedy) for fault in
                   self.ksm.check_kernel(kernel(self.kernel))]  # fmt: skip
+        if self.memory % PAGE_BYTES:
+            pages = -(-self.memory // PAGE_BYTES)
+            faults.append(At("memory", "must be whole pages of 4KiB", f"write {format_bytes(pages * PAGE_BYTES)}"))
+        try:
+            price_sets.load(self.prices, self._folder)
+        except At as fault:
+            faults.append(At("prices", fault.message, fault.remedy))
         if self.ksmtuned and self.mom:
             faults.append(At("mom", "ksmtuned and mom would fight over the same knobs", "keep one of them"))
         if faults:
@@ -184,7 +189,7 @@ class Machine:
         self.sample_every = sample_every
         self.progress = progress
         self.env: simpy.Environment = simpy.Environment(initial_time=0)
-        self.prices: Prices = price_sets.load(host.prices)
+        self.prices: Prices = host.price_set
         self.kernel: Kernel = kernel(host.kernel)
         self.samples = _Rows()
         self.scans = _Rows()
@@ -237,16 +242,13 @@ class Machine:
                 for rate in part.writes.rates() if part.writes else ():
                     if rate > 0 and part.writes and (rate, part.writes.leaves) not in self.classes:
                         self.classes[rate, part.writes.leaves] = len(self.classes) + 1
-        if len(self.classes) > _WRITE_CLASSES:
-            raise At("vms", f"more than {_WRITE_CLASSES} different rates of writes on one host", "use fewer")
         for (rate, leaves), number in self.classes.items():
             table[number, RATE] = rate / SECOND
             if leaves == "zero":
                 table[number, SPAN] = 1
             elif leaves != "unique":
-                pool = self._pool_sizes().get(leaves, 1)
-                first = self.space.some(pool)
-                table[number, LOWEST], table[number, SPAN] = first, pool
+                contents = self.space.pool(leaves, self._pool_sizes().get(leaves, 1))
+                table[number, LOWEST], table[number, SPAN] = contents[0], len(contents)
         return table
 
     def _pool_sizes(self) -> dict[str, int]:

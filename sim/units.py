@@ -8,7 +8,15 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 
 from sim.errors import At
 
@@ -54,7 +62,9 @@ Scale = TypeVar("Scale", int, Fraction)
 
 _LIMIT: Final = 2**63
 _NUMBER: Final = r"[0-9]{1,30}(?:\.[0-9]+)?"
-_QUANTITY: Final = re.compile(rf"({_NUMBER})\s*([^\s0-9.].*)?")
+_QUANTITY: Final = re.compile(rf"({_NUMBER})\s*([A-Za-zµ/%].*)?")
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+_LONGEST_NAME: Final = 100
 
 
 def parse_bytes(value: object) -> int:
@@ -77,7 +87,8 @@ def parse_share(value: object) -> float:
             raise At("", 'must be a share such as "2%" or 0.02', "add a percent sign" if not unit else "")
         share = number / 100
     if share is None or share > 1:
-        raise At("", "must be a share between 0% and 100%", 'write "2%" or 0.02')
+        bare = isinstance(value, int | float) and 1 < value <= 100
+        raise At("", "must be a share between 0% and 100%", f'did you mean "{value}%"?' if bare else "")
     return float(share)
 
 
@@ -135,8 +146,11 @@ def _split(value: object, noun: str, example: str) -> tuple[Fraction, str]:
         if value == 0:
             return Fraction(0), ""
         raise At("", f"must be {noun} with its unit", f'write a unit, such as "{example}"')
-    match = _QUANTITY.fullmatch(value.strip()) if isinstance(value, str) else None
+    text = value.strip() if isinstance(value, str) else ""
+    match = _QUANTITY.fullmatch(text)
     if match is None:
+        if _QUANTITY.fullmatch(text.removeprefix("-")):
+            raise At("", f"must be {noun}, not negative")
         raise At("", f"must be {noun}", f'write a number with a unit such as "{example}"')
     return Fraction(match[1]), match[2] or ""
 
@@ -164,12 +178,36 @@ def _unit_remedy(value: object, unit: str, units: Iterable[str], example: str) -
     """Say how to write a quantity whose unit is missing or unknown, guessing the unit from its first letters."""
     if not unit:
         return f'write a unit, such as "{example}"'
+    if any(letter.isdigit() for letter in unit):
+        return f'write one number and one unit, such as "{example}"'
     start = unit.lower()
-    meant = [known for known in units if known.lower().startswith(start) or start.startswith(known.lower())]
+    meant = [known for known in units if _alike(start, known.lower())]
     if meant:
         digits = str(value).strip().removesuffix(unit).strip()
         return "did you mean " + " or ".join(f'"{digits}{known}"' for known in meant) + "?"
     return f"known units: {', '.join(units)}"
+
+
+def _alike(unit: str, known: str) -> bool:
+    """Whether a unit looks like a known one; bits are not taken for bytes."""
+    return known in (unit, f"/{unit}") or known.startswith(unit) or (unit.startswith(known) and "bit" not in unit)
+
+
+def parse_name(value: str) -> str:
+    """Return a name if it can be part of file names and tables."""
+    if len(value) > _LONGEST_NAME:
+        raise At("", f"must have at most {_LONGEST_NAME} characters, has {len(value)}", "shorten it")
+    if not re.fullmatch(_NAME, value):
+        better = re.sub(r"[^A-Za-z0-9_.-]+", "-", value).strip("-._")
+        message = "must be made of letters, digits, dots, dashes and underscores, a letter or digit first"
+        raise At("", message, f"for example {better}" if better else "")
+    return value
+
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise At("", "must be a number, not true or false", f"write {int(value)}")
+    return value
 
 
 def _write(count: int, units: Mapping[str, int]) -> str:
@@ -222,6 +260,19 @@ Rate = Annotated[
     PlainSerializer(format_rate, return_type=str),
 ]
 """Events per second inside, a text such as "30/min" outside."""
+
+Name = Annotated[
+    str,
+    AfterValidator(parse_name),
+    WithJsonSchema({"type": "string", "pattern": f"^{_NAME}$", "maxLength": _LONGEST_NAME}),
+]
+"""A name that becomes part of file names and tables."""
+
+not_boolean: Final = BeforeValidator(_no_boolean)
+"""Annotation that refuses true and false where 1 and 0 would be taken for them."""
+
+Switch = Annotated[Literal[0, 1], not_boolean]
+"""0 or 1, as in a file of /sys."""
 
 
 def _write_defaults(schema: dict[str, Any], model: type[BaseModel]) -> None:

@@ -81,7 +81,7 @@ class Machine:
 
     def __init__(
         self, *, max_page_sharing: int = 256, smart_scan: bool = True, use_zero_pages: bool = False,
-        checksum_first: bool = True, prune_millisecs: int = 2000, pages: int = 8192, guests: int = 16,
+        checksum_first: bool = True, prune_millisecs: int = 2000, pages: int = 16 * BLOCK, guests: int = 12,
         contents: int = 16384, due: int = 64,
     ) -> None:  # fmt: skip
         self.m = empty_memory(pages=pages, guests=guests, frames=1 << 40, due=due)
@@ -109,6 +109,7 @@ class Machine:
         return guest
 
     def _place(self, pages: int) -> int:
+        assert self._next_block * BLOCK + pages <= len(self.m.place)
         guest = self.count
         self.count += 1
         blocks = -(-pages // BLOCK)
@@ -245,7 +246,7 @@ class Machine:
 
     def advance(self, horizon: int) -> None:
         """Let host time reach *horizon* (ns)."""
-        assert ksmd.advance(self.m, self.k, horizon) == ksmd.PAUSED
+        assert ksmd.advance(self.m, self.k, horizon, False) == ksmd.PAUSED
 
 
 def counters_of(row: memory.Int64) -> dict[str, int]:

@@ -332,7 +332,7 @@ def test_an_override_leaves_the_document_as_it_was(tmp_path: Path) -> None:
         ("hosts.0.memory=8", '--set hosts.0.memory=8: hosts.0.memory: must be a size in bytes with its unit, got 8; write a unit, such as "16GiB"'),
         ("hosts.0.ksm.run_=1", "--set hosts.0.ksm.run_=1: hosts.0.ksm.run_: unknown key; known: pages_to_scan, sleep_millisecs, advisor_mode, smart_scan"),
         ("hosts.0.kms.run=1", "--set hosts.0.kms.run=1: hosts.0.kms: unknown key; did you mean ksm?"),
-        ("name=[", "--set name=[: expected the node content, but found '<stream end>'"),
+        ("name=[", "--set name=[: a value is missing; write one, or remove the open bracket"),
         ("name={a: 1, a: 2}", "--set name={a: 1, a: 2}: name.a: the key is given twice; keep this one or the one on line 1"),
     ],
 )  # fmt: skip

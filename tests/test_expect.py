@@ -43,7 +43,7 @@ def test_a_value_is_read_in_the_unit_of_its_metric(text, bound):
         ("consolidation_ratio >= 160%", "without a unit"),
         ("pages_sharing >= 4GiB", "without a unit"),
         ("oom_kills == nan", "without a unit"),
-        ("cpu_overhead_percent < 5s", "is not a percentage"),
+        ("cpu_overhead_percent < 5s", "is a percentage"),
         ("saved_bytes > 4G", "4GiB"),
         ("scan_time_s < 4x", "known units"),
         ("scan_time_s < --4", "must be a duration"),

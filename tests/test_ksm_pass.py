@@ -18,7 +18,7 @@ EVERYTHING = 1 << 40
 
 # --- the plain twin ---------------------------------------------------------------------------------------------------
 
-BLOCKS = 24
+BLOCKS = 16
 MOST_GUESTS = 12
 
 pages_of_guest = st.one_of(st.integers(1, 12), st.integers(13, 60), st.sampled_from([BLOCK - 1, BLOCK, BLOCK + 40, 1100]))

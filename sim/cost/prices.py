@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -93,12 +94,19 @@ def names() -> list[str]:
 
 
 @lru_cache
-def load(name: str) -> Prices:
-    """The price set of that name, or of that file. Raises At for an unknown name, UserError for a bad file."""
-    path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        raise At("", "unknown price set", suggestion(name, names()))
-    prices = read(path).check(Prices)
+def load(name: str, folder: Path = Path()) -> Prices:
+    """The price set of that name, or of that .yaml file in *folder*. Raises At for one that is unknown or wrong."""
+    own = name.endswith(".yaml")
+    path = folder / name if own else FOLDER / f"{name}.yaml"
+    if not os.path.isfile(path):
+        remedy = "paths are relative to the scenario file" if own else suggestion(name, names())
+        raise At("", "no such price set", remedy)
+    try:
+        prices = read(path).check(Prices)
+    except UserError as error:
+        first, *others = error.problems
+        more = f" and {len(others)} more" if others else ""
+        raise At("", f"is a wrong price set ({first}{more})", "correct that file") from None
     if prices.name != path.stem:
-        raise UserError(f"{path}: its name is {prices.name}; name and file must agree")
+        raise At("", f"says that its name is {prices.name}", f"write name: {path.stem} in it")
     return prices

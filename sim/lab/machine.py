@@ -65,7 +65,8 @@ class _State(TypedDict):
     token: str
     knobs: dict[str, str]
     ksmd_cpus: list[int]
-    ksmd_nice: int
+    ksmd_policy: int
+    ksmd_priority: int
 
 
 class Ksm:
@@ -122,13 +123,13 @@ class Ksm:
         self.set(**{**available, **knobs})
 
     def isolate(self) -> set[int]:
-        """Give ksmd a core and a high priority; return the other cores (all cores where there is only one)."""
+        """Give ksmd a core, ahead of all ordinary work; return the other cores (all cores where there is only one)."""
         cores = os.sched_getaffinity(0)
         others = cores - {max(cores)}
         if not others:
             return cores
         os.sched_setaffinity(self._ksmd, {max(cores)})
-        os.setpriority(os.PRIO_PROCESS, self._ksmd, -20)
+        os.sched_setscheduler(self._ksmd, os.SCHED_FIFO, os.sched_param(1))
         return others
 
     def set(self, **knobs: int | str) -> None:
@@ -252,7 +253,8 @@ def _save() -> _State:
         token=uuid.uuid4().hex,
         knobs={name: _read_knob(name) for name in sorted(writable)},
         ksmd_cpus=sorted(os.sched_getaffinity(ksmd)),
-        ksmd_nice=os.getpriority(os.PRIO_PROCESS, ksmd),
+        ksmd_policy=os.sched_getscheduler(ksmd),
+        ksmd_priority=os.sched_getparam(ksmd).sched_priority,
     )
     unfinished = STATE.with_suffix(".new")
     unfinished.write_text(json.dumps(state, indent=1))
@@ -271,7 +273,7 @@ def _heal() -> bool:
         _write_knob(name, value)
     ksmd = _ksmd_pid()
     os.sched_setaffinity(ksmd, state["ksmd_cpus"])
-    os.setpriority(os.PRIO_PROCESS, ksmd, state["ksmd_nice"])
+    os.sched_setscheduler(ksmd, state["ksmd_policy"], os.sched_param(state["ksmd_priority"]))
     STATE.unlink()
     return True
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _ITEM_BYTES: Final = 64
 _LEAD_NS: Final = 20_000_000
 _NAP_S: Final = 30e-6
-_HIGHEST_NICE: Final = -20
+_GUESTS_PRIORITY: Final = 1
+_WATCH_PRIORITY: Final = 2
 _NEVER_NS: Final = 1 << 62
 _SINCE_START: Final = ("pages_scanned", "pages_skipped", "cow_ksm", "ksmd_cpu_ns")
 
@@ -258,7 +259,7 @@ class _Watch:
         self._start_ns = start_ns
         self.samples.append(self._row(0))
         time.sleep(max(0, start_ns - time.monotonic_ns()) / 1e9)
-        with _at_once():
+        with _at_once(_WATCH_PRIORITY):
             before = self._poll()
             self._write(Setting(0, "run", self._workload.ksm.get("run", 1)))
             self._watch(before)
@@ -318,22 +319,21 @@ class _Watch:
 
 @contextlib.contextmanager
 def _apart(ksm: Ksm) -> Iterator[None]:
-    """Keep this thread, and the guests it starts, off the core that ksmd is given and ahead of other work."""
-    cores, nice = os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)
+    """Keep this thread, and the guests it starts, off the core that ksmd is given and ahead of ordinary work."""
+    cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, ksm.isolate())
-    os.setpriority(os.PRIO_PROCESS, 0, _HIGHEST_NICE)
     try:
-        yield
+        with _at_once(_GUESTS_PRIORITY):
+            yield
     finally:
         os.sched_setaffinity(0, cores)
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
 @contextlib.contextmanager
-def _at_once() -> Iterator[None]:
+def _at_once(priority: int) -> Iterator[None]:
     """Let this thread run the moment it wakes: ksmd's sleep, in which counters are read, may be only 4 ms long."""
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     try:
         yield
     finally:

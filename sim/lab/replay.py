@@ -1,4 +1,4 @@
-"""A scenario on the real kernel: its guests, writes and settings become a workload, the kernel's counters its result."""
+"""A scenario on the real kernel: guests, writes and settings become a workload, the kernel's counters its result."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def workload(scenario: Scenario, pattern: Pattern = "random") -> Workload:
         host, name, scenario.assignments()[name], seed=scenario.seed, duration=scenario.duration,
         sample_every=scenario.sample_every, make_scanner=_Tape,
     )  # fmt: skip
-    machine.run()
     tape = machine.scanner
     assert isinstance(tape, _Tape)  # made so above
+    machine.run()
     names = [guest.name for guest in machine.guests]
     return Workload(
         guests=[tape.lives[index].guest(names) for index in sorted(tape.lives)],
@@ -132,8 +132,8 @@ class _Tape(Scanner):
         """What happens after the guests' starts."""
         for time, guest, pages, keys in self._noted_writes:
             yield Write(time, names[guest], pages, keys)
-        for time, guest, first, pages, mergeable in self._noted_advice:
-            yield Madvise(time, names[guest], first, pages, "MERGEABLE" if mergeable else "UNMERGEABLE")
+        for time, guest, first, count, mergeable in self._noted_advice:
+            yield Madvise(time, names[guest], first, count, "MERGEABLE" if mergeable else "UNMERGEABLE")
         yield from self._noted_settings
         classes = ((life, kind) for life in self.lives.values() for kind in np.unique(life.writers) if kind)
         for seed, (life, kind) in enumerate(classes, start=1):

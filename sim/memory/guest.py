@@ -8,12 +8,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sim.columns import PAGE_BYTES
-from sim.errors import At, Several
+from sim.errors import At, Several, suggestion
 from sim.memory.image import Captured, Image, Part, Synthetic
-from sim.units import Block, Bytes, Duration, Share, format_bytes, format_duration
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-"""What a name may be: it becomes part of file names and tables."""
+from sim.units import Block, Bytes, Duration, Name, Share, format_bytes, format_duration
 
 
 class Burst(Block):
@@ -64,7 +61,7 @@ class Activity(Block):
 class Vm(Block):
     """One kind of guest and how many there are of it."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     """Name; its guests are called NAME-0, NAME-1, ..."""
     count: int = Field(default=1, ge=1, le=1_000_000)
     """How many guests."""
@@ -114,43 +111,46 @@ class Vm(Block):
             stops = [stop for stop in (self.stop, self.lifetime and start + self.lifetime) if stop]
             yield start, min([*stops, end])
 
-    @model_validator(mode="after")
-    def _whole_pages(self) -> Vm:
-        if self.memory % PAGE_BYTES:
-            pages = -(-self.memory // PAGE_BYTES)
-            raise At("memory", "must be whole pages of 4KiB", f"write {format_bytes(pages * PAGE_BYTES)}")
-        return self
+    def part_faults(self, image: Synthetic | Captured) -> Iterator[At]:
+        """Yield bursts and advice for parts that *image*, the guest's own or its parent's, does not have."""
+        parts = [part.name for part in image.parts] if isinstance(image, Synthetic) else []
+        named = [(f"bursts.{i}", burst.part) for i, burst in enumerate(self.bursts)]
+        named += [(f"madvise.{i}", advice.part) for i, advice in enumerate(self.madvise) if advice.part is not None]
+        for path, part in named:
+            if part not in parts:
+                remedy = suggestion(part, parts) if parts else "only a synthetic image has parts"
+                yield At(f"{path}.part", "no such part in the guest's image", remedy)
 
     @model_validator(mode="after")
-    def _image_fits(self) -> Vm:
-        if self.fork_of and self.image:
-            raise At("image", "a fork has its parent's image", "remove image or fork_of")
+    def _consistent(self) -> Vm:
+        faults = [*self._size_faults(), *self._time_faults()]
+        faults += self._fork_faults() if self.fork_of else self.part_faults(self.content)
+        if faults:
+            raise Several(*faults)
+        return self
+
+    def _size_faults(self) -> Iterator[At]:
+        if self.memory % PAGE_BYTES:
+            pages = -(-self.memory // PAGE_BYTES)
+            yield At("memory", "must be whole pages of 4KiB", f"write {format_bytes(pages * PAGE_BYTES)}")
         if self.image:
             try:
                 self.image.check_size(self.memory)
             except At as fault:
-                raise At(f"image.{fault.path}", fault.message, fault.remedy) from None
-        return self
+                yield At(f"image.{fault.path}", fault.message, fault.remedy)
 
-    @model_validator(mode="after")
-    def _stops_after_start(self) -> Vm:
-        if self.stop is not None and self.stop <= self.start:
-            raise At("stop", "must come after start", f"write more than {format_duration(self.start)}")
-        return self
-
-    @model_validator(mode="after")
-    def _parts_exist(self) -> Vm:
-        image = None if self.fork_of else self.content
-        parts = [part.name for part in image.parts] if isinstance(image, Synthetic) else []
-        faults: list[At] = []
-        named = [(f"bursts.{i}", burst.part) for i, burst in enumerate(self.bursts)]
-        named += [(f"madvise.{i}", advice.part) for i, advice in enumerate(self.madvise) if advice.part is not None]
-        known = f"its parts: {', '.join(parts)}" if parts else "only a synthetic image has parts"
-        faults += [At(f"{path}.part", "no such part in the guest's image", known)
-                   for path, part in named if part not in parts]  # fmt: skip
+    def _time_faults(self) -> Iterator[At]:
+        last = self.start + (self.count - 1) * self.every
+        if self.stop is not None and self.stop <= last:
+            late = "start" if last == self.start else f"the last of {self.count} guests starts"
+            yield At("stop", f"must come after {late}", f"write more than {format_duration(last)}")
         for i, burst in enumerate(self.bursts):
             if burst.every == 0:
-                faults.append(At(f"bursts.{i}.every", "must be longer than 0", "leave it out for a single burst"))
-        if faults:
-            raise Several(*faults)
-        return self
+                yield At(f"bursts.{i}.every", "must be longer than 0", "leave it out for a single burst")
+
+    def _fork_faults(self) -> Iterator[At]:
+        if self.image:
+            yield At("image", "a fork has its parent's image", "remove image or fork_of")
+        for i, burst in enumerate(self.bursts):
+            if burst.leaves == "original":
+                yield At(f"bursts.{i}.leaves", "a fork has no contents of its own to return to", "write unique or zero")

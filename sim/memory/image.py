@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -21,8 +25,10 @@ from sim.units import (
     SECOND,
     Block,
     Bytes,
+    Name,
     Rate,
     Share,
+    about_bytes,
     format_bytes,
     format_share,
     parse_bytes,
@@ -40,12 +46,23 @@ OWN: Final = -2
 _NEVER_TOUCHED = 255
 _MOST_BYTES = 1 << 34
 """Largest array a captured image may hold, uncompressed."""
+_MOST_SNAPSHOTS = 1 << 20
+_MOST_CONTENTS = 1 << 30
+_PIECE = 1 << 22
+# What zipfile, zlib and numpy raise for bytes that are no archive of arrays; a broken header ends in the tokenizer.
+_UNREADABLE = (OSError, zlib.error, EOFError, RuntimeError, ValueError, SyntaxError, TokenError)
+
+_Header = tuple[tuple[int, ...], np.dtype[Any], int]
 
 
 def _parse_extent(value: object) -> int | float:
     if isinstance(value, str) and "%" in value:
         return parse_share(value)
-    return parse_bytes(value)
+    try:
+        return parse_bytes(value)
+    except At as fault:
+        remedy = fault.remedy if fault.remedy.startswith("did you mean") else 'write "120MiB" or "30%"'
+        raise At("", fault.message.replace("a size in bytes", "a size in bytes or a share"), remedy) from None
 
 
 def _format_extent(extent: int | float) -> str:
@@ -126,7 +143,7 @@ class Writes(Block):
 class Part(Block):
     """One part of a synthetic image; exactly one of pool, duplicates, zero and untouched may be given."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     """How bursts and advice call the part."""
     size: Extent
     """How much of the guest: bytes, or a share of its memory."""
@@ -174,8 +191,8 @@ class Synthetic(Block):
         """Raise At if the parts do not fit into *memory* bytes."""
         total = sum(pages_of(part.size, memory // PAGE_BYTES) for part in self.parts) * PAGE_BYTES
         if total > memory:
-            remedy = f"make memory at least {format_bytes(total)} or the parts smaller"
-            raise At("parts", f"parts add up to {format_bytes(total)}, more than the guest's memory", remedy)
+            said = f"parts add up to {about_bytes(total)}, more than the guest's memory of {format_bytes(memory)}"
+            raise At("parts", said, "make parts smaller")
 
     def pool_pages(self, memory: int) -> Iterator[tuple[str, int]]:
         """Pools named, with the pages used of each."""
@@ -252,12 +269,13 @@ class Captured(Block):
 
     @model_validator(mode="after")
     def _readable(self) -> Captured:
-        problem = _defect(self.path)
-        if problem:
+        if not os.path.isfile(self.path):
             folder = self.path.parent
-            others = sorted(each.name for each in folder.glob("*.npz")) if folder.is_dir() else []
-            missing = not self.path.exists()
-            raise At("captured", problem, suggestion(self.path.name, others) if missing and others else _NPZ_REMEDY)
+            others = sorted(each.name for each in folder.glob("*.npz")) if os.path.isdir(folder) else []
+            remedy = suggestion(self.path.name, others) if others else "paths are relative to the scenario file"
+            raise At("captured", "no such file", remedy)
+        if problem := _defect(self.path):
+            raise At("captured", problem, _NPZ_REMEDY)
         return self
 
     @property
@@ -275,31 +293,67 @@ class Captured(Block):
 
 Image = Annotated[Synthetic | Captured, by_key(parts=Synthetic, captured=Captured)]
 
-_NPZ_REMEDY = "a captured image is an .npz with arrays content [snapshots, pages] and time_s [snapshots]"
+_NPZ_REMEDY = "an image is an .npz with the arrays content [snapshots, pages] and time_s [snapshots]"
 
 
 def _defect(path: Path) -> str:
-    """What is wrong with a captured image, or nothing; looks at headers, not at the data."""
-    if not path.exists():
-        return "no such file"
+    """What is wrong with the file of a captured image, or nothing; holds no more than a piece of it in memory."""
     try:
         with zipfile.ZipFile(path) as archive:
-            headers = {entry.filename.removesuffix(".npy"): _header(archive, entry) for entry in archive.infolist()}
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        return f"is not a readable captured image ({str(error) or type(error).__name__})"
-    if "content" not in headers or "time_s" not in headers:
-        return f"has no array {'content' if 'content' not in headers else 'time_s'}"
-    (shape, dtype), (times, time_dtype) = headers["content"], headers["time_s"]
+            return _wrong_layout(_headers(archive)) or _wrong_times(archive) or _wrong_contents(archive)
+    except zipfile.BadZipFile:
+        return "is no .npz file, or is cut short"
+    except PermissionError:
+        return "may not be read"
+    except _UNREADABLE:
+        return "is damaged"
+
+
+def _headers(archive: zipfile.ZipFile) -> Mapping[str, _Header]:
+    arrays = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+    return {entry.filename.removesuffix(".npy"): _header(archive, entry) for entry in arrays}
+
+
+def _wrong_layout(headers: Mapping[str, _Header]) -> str:
+    """What is wrong with the shapes and types of the arrays, or nothing."""
+    for name in ("content", "time_s"):
+        if name not in headers:
+            return f"has no array {name}"
+    objects = [name for name, (_, dtype, _) in headers.items() if dtype.hasobject]
+    if objects:
+        return f"{objects[0]} holds Python objects, which are never read"
+    (shape, dtype, _), (times, time_dtype, _) = headers["content"], headers["time_s"]
     if dtype not in (np.uint32, np.uint64):
         return f"content must be uint32 or uint64, not {dtype}"
-    if len(shape) != 2 or 0 in shape:
+    if len(shape) != 2 or min(shape) < 1:
         return f"content must be [snapshots, pages], not of shape {list(shape)}"
     if time_dtype.kind not in "fiu" or times != (shape[0],):
         return f"time_s must hold one number for each of the {shape[0]} snapshots"
-    if headers.get("touched_from", ((shape[1],), np.dtype(np.uint8))) != ((shape[1],), np.dtype(np.uint8)):
+    if headers.get("touched_from", ((shape[1],), np.uint8, 0))[:2] != ((shape[1],), np.uint8):
         return f"touched_from must hold one uint8 for each of the {shape[1]} pages"
-    if shape[0] * shape[1] * dtype.itemsize > _MOST_BYTES:
-        return f"content is {format_bytes(shape[0] * shape[1] * dtype.itemsize)}, too large to replay"
+    size = math.prod(shape) * dtype.itemsize
+    if size > _MOST_BYTES or shape[0] > _MOST_SNAPSHOTS:
+        return f"content is {about_bytes(size)} in {shape[0]} snapshots, too large to replay"
+    cut = [name for name, (shape, dtype, held) in headers.items() if math.prod(shape) * dtype.itemsize != held]
+    return f"{cut[0]} is cut short" if cut else ""
+
+
+def _wrong_times(archive: zipfile.ZipFile) -> str:
+    with archive.open("time_s.npy") as stream:
+        times = np.lib.format.read_array(stream, allow_pickle=False).astype(np.float64)
+    if not np.all(np.isfinite(times)) or not np.all(np.diff(times) > 0):
+        return "time_s must increase from snapshot to snapshot"
+    return ""
+
+
+def _wrong_contents(archive: zipfile.ZipFile) -> str:
+    """Whether a content number is out of range; reads piece by piece."""
+    _, dtype, held = _header(archive, archive.getinfo("content.npy"))
+    with archive.open("content.npy") as stream:
+        stream.read(archive.getinfo("content.npy").file_size - held)
+        while piece := stream.read(_PIECE):
+            if np.frombuffer(piece, dtype).max() >= _MOST_CONTENTS:
+                return "content numbers must be below 2^30; number the contents of the data set from 1"
     return ""
 
 
@@ -309,17 +363,13 @@ def captured_pages(path: Path) -> int:
         return _header(archive, archive.getinfo("content.npy"))[0][1]
 
 
-def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Header:
+    """Shape and type of an array as its header states them, and the bytes of data behind it."""
     with archive.open(entry) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)
-    if dtype.hasobject:
-        raise ValueError(f"{entry.filename} holds Python objects, which are never read")
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if not 0 <= entry.file_size - expected <= 1 << 16:
-        raise ValueError(f"{entry.filename} is cut short")
-    return shape, dtype
+        return shape, dtype, entry.file_size - stream.tell()
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,16 +388,9 @@ def load_capture(path: Path) -> Capture:
     problem = _defect(path)
     if problem:
         raise UserError(f"{path}: {problem}; {_NPZ_REMEDY}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            content, time_s = arrays["content"], arrays["time_s"].astype(np.float64)
-            touched = arrays["touched_from"] if "touched_from" in arrays else np.zeros(content.shape[1], np.uint8)
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not np.all(np.diff(time_s) > 0):
-        raise UserError(f"{path}: time_s must increase from snapshot to snapshot")
-    if content.dtype == np.uint64 or int(content.max(initial=0)) >= 1 << 30:
-        raise UserError(f"{path}: content numbers must be below 2^30; number them densely over the data set")
+    with np.load(path, allow_pickle=False) as arrays:
+        content, time_s = arrays["content"], arrays["time_s"].astype(np.float64)
+        touched = arrays["touched_from"] if "touched_from" in arrays else np.zeros(content.shape[1], np.uint8)
     content = content.astype(np.int64)
     first = np.where(touched == 0, content[0], UNTOUCHED)
     changes = []

@@ -17,7 +17,7 @@ from sim.units import SECOND, parse_bytes, parse_duration
 Number = int | float
 
 _EXAMPLE = 'write it like "consolidation_ratio >= 1.6"'
-_LINE = re.compile(r"\s*(\w+)\s*(>=|<=|==|!=|>|<)\s*([^\s<>=!].*?)\s*")
+_LINE = re.compile(r"\s*([A-Za-z_]\w*)\s*(>=|<=|==|!=|>|<)\s*([^\s<>=!].*?)\s*")
 _METRICS: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
 _COMPARE: Mapping[str, Callable[[Number, Number], bool]] = {
     ">=": operator.ge,
@@ -102,9 +102,9 @@ def _size(text: str, metric: Metric) -> Number:
         case "%":
             if (share := _plain(text.removesuffix("%").rstrip())) is not None:
                 return share
-            raise At("", f"{text} is not a percentage", 'write a number such as "5%"')
+            raise At("", f"{metric.name} is a percentage", 'write a number such as "5%"')
         case unit:
-            raise At("", f"{metric.name} is a plain number ({unit}), got {text}", "write the number without a unit")
+            raise At("", f"{metric.name} is a plain number ({unit})", "write a number without a unit")
 
 
 def _plain(text: str) -> Number | None:
@@ -123,7 +123,10 @@ ExpectationText = Annotated[
         Expectation.parse,
         json_schema_input_type=Annotated[
             str,
-            Field(pattern=r"^\s*\w+\s*(>=|<=|==|!=|>|<)\s*\S+", examples=["consolidation_ratio >= 1.6", "pswpin == 0"]),
+            Field(
+                pattern=r"^\s*[A-Za-z_]\w*\s*(>=|<=|==|!=|>|<)\s*\S+",
+                examples=["consolidation_ratio >= 1.6", "pswpin == 0"],
+            ),
         ],
     ),
     PlainSerializer(lambda expectation: expectation.text, return_type=str),

@@ -12,18 +12,20 @@ from pydantic import Field, model_validator
 from sim.document import Document, dump, read
 from sim.errors import At, Several, suggestion
 from sim.host import Assignment, Host
-from sim.memory.guest import NAME, Vm
-from sim.memory.image import Captured
+from sim.memory.guest import Vm
+from sim.memory.image import Captured, Synthetic
 from sim.scenario.expect import ExpectationText
-from sim.units import MINUTE, SECOND, Block, Duration, format_duration
+from sim.units import MINUTE, SECOND, Block, Duration, Name, format_bytes, format_duration
 
 _MOST_SAMPLES = 10_000_000
+_MOST_REPEATS = 10_000_000
+_MOST_WRITES = 255
 
 
 class Scenario(Block):
     """One question to the simulator."""
 
-    name: str = Field(pattern=NAME, max_length=100)
+    name: Name
     """Name, and folder of the results."""
     description: str = ""
     """The question in words."""
@@ -50,6 +52,8 @@ class Scenario(Block):
         told = blake2b(f"{version}\n{dump(self.resolved())}".encode(), digest_size=6)
         for image in self.captured():
             told.update(image.path.read_bytes())
+        for host in self.hosts:
+            told.update(host.price_set.model_dump_json().encode())
         return told.hexdigest()
 
     def captured(self) -> Iterator[Captured]:
@@ -82,7 +86,7 @@ class Scenario(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
-        faults = [*self._names(), *self._references(), *self._times()]
+        faults = [*self._names(), *self._references(), *self._forks(), *self._writes(), *self._times()]
         if faults:
             raise Several(*faults)
         return self
@@ -92,39 +96,103 @@ class Scenario(Block):
             names = [item.name for item in items]
             for i, name in enumerate(names):
                 if name in names[:i]:
-                    yield At(f"{field}.{i}.name", "is taken by another entry", "choose another name")
+                    yield At(f"{field}.{i}.name", f"another entry is named {name} already", "choose another name")
 
     def _references(self) -> Iterator[At]:
-        kinds = {vm.name: vm for vm in self.vms}
         hosts = [host.name for host in self.hosts] + [name for _, name in self.host_names()]
         nodes = max(host.numa_nodes for host in self.hosts)
         for i, vm in enumerate(self.vms):
             if vm.host is not None and vm.host not in hosts:
                 yield At(f"vms.{i}.host", "no such host", suggestion(vm.host, hosts))
             if vm.numa_node is not None and vm.numa_node >= nodes:
-                yield At(f"vms.{i}.numa_node", f"no host has more than {nodes} NUMA nodes", f"write 0 to {nodes - 1}")
+                most = f"write 0 to {nodes - 1}" if nodes > 1 else "set numa_nodes of the host"
+                yield At(f"vms.{i}.numa_node", "no host has a node of that number", most)
+
+    def _forks(self) -> Iterator[At]:
+        kinds = {vm.name: vm for vm in self.vms}
+        for i, vm in enumerate(self.vms):
             if vm.fork_of is None:
                 continue
+            lineage = self._lineage(vm, kinds)
             parent = kinds.get(vm.fork_of)
             if parent is None or parent is vm:
-                names = [name for name in kinds if name != vm.name]
-                yield At(f"vms.{i}.fork_of", "no such other kind of guest", suggestion(vm.fork_of, names))
+                others = [name for name in kinds if name != vm.name]
+                remedy = suggestion(vm.fork_of, others) if others else "describe the parent as another entry of vms"
+                yield At(f"vms.{i}.fork_of", "no such other kind of guest", remedy)
+            elif lineage[-1].fork_of in {each.name for each in lineage}:
+                yield At(f"vms.{i}.fork_of", "forks that go round in a circle", "give one of them an image instead")
             elif parent.memory != vm.memory:
-                yield At(f"vms.{i}.memory", "a fork has as much memory as its parent", "write the parent's memory")
+                yield At(f"vms.{i}.memory", "must be its parent's memory", f"write {format_bytes(parent.memory)}")
             elif parent.start > vm.start:
-                yield At(f"vms.{i}.start", "comes before the parent starts", f"{format_duration(parent.start)} or later")
+                remedy = f"write {format_duration(parent.start)} or more"
+                yield At(f"vms.{i}.start", "comes before the parent starts", remedy)
+            elif lineage[-1].fork_of is None:
+                yield from (_below(f"vms.{i}", fault) for fault in vm.part_faults(lineage[-1].content))
+
+    def _lineage(self, vm: Vm, kinds: Mapping[str, Vm]) -> list[Vm]:
+        """The kind of guest, its parent, the parent's parent and so on, each once."""
+        lineage = [vm]
+        while (parent := kinds.get(lineage[-1].fork_of or "")) is not None and parent not in lineage:
+            lineage.append(parent)
+        return lineage
+
+    def _writes(self) -> Iterator[At]:
+        """Writes that leave the contents of a pool that no image has, and too many different ones."""
+        images = {i: vm.image for i, vm in enumerate(self.vms) if isinstance(vm.image, Synthetic)}
+        pools = {part.pool for image in images.values() for part in image.parts if part.pool}
+        for i, image in images.items():
+            for j, part in enumerate(image.parts):
+                if part.writes and part.writes.leaves not in {"unique", "zero", *pools}:
+                    remedy = suggestion(part.writes.leaves, ["unique", "zero", *sorted(pools)])
+                    yield At(f"vms.{i}.image.parts.{j}.writes.leaves", "no part has this pool", remedy)
+        writes = [part.writes for image in images.values() for part in image.parts if part.writes]
+        if len({(rate, each.leaves) for each in writes for rate in each.rates()}) > _MOST_WRITES:
+            yield At("vms", f"more than {_MOST_WRITES} different rates of writes", "give parts the same rate")
 
     def _times(self) -> Iterator[At]:
         if self.duration // self.sample_every > _MOST_SAMPLES:
-            remedy = f"write {format_duration(self.duration // _MOST_SAMPLES + 1)} or more"
+            remedy = f"write {format_duration(-(-self.duration // _MOST_SAMPLES))} or more"
             yield At("sample_every", f"makes more than {_MOST_SAMPLES:,} samples", remedy)
-        for i, vm in enumerate(self.vms):
-            if vm.start > self.duration:
-                yield At(f"vms.{i}.start", "is after the end of the run", f"make duration longer than {format_duration(vm.start)}")
         for i, host in enumerate(self.hosts):
             for j, change in enumerate(host.ksm.changes):
-                if change.at > self.duration:
-                    yield At(f"hosts.{i}.ksm.changes.{j}.at", "is after the end of the run", "make duration longer")
+                yield from self._too_late(f"hosts.{i}.ksm.changes.{j}.at", change.at)
+            if host.ksmtuned:
+                yield from self._too_often(f"hosts.{i}.ksmtuned.monitor_interval", host.ksmtuned.monitor_interval)
+            if host.mom:
+                yield from self._too_often(f"hosts.{i}.mom.main_loop_interval", host.mom.main_loop_interval)
+        for i, vm in enumerate(self.vms):
+            yield from (_below(f"vms.{i}", fault) for fault in self._times_of(vm))
+
+    def _times_of(self, vm: Vm) -> Iterator[At]:
+        if vm.start > self.duration:
+            yield from self._too_late("start", vm.start)
+            return
+        if vm.start + (vm.count - 1) * vm.every > self.duration:
+            fitting = (self.duration - vm.start) // vm.every + 1
+            yield At("count", f"only {fitting} of these guests start before the end of the run",
+                     f"write {fitting}, a shorter every or a longer duration")  # fmt: skip
+        for i, burst in enumerate(vm.bursts):
+            yield from self._too_late(f"bursts.{i}.at", vm.start + burst.at)
+            yield from self._too_often(f"bursts.{i}.every", burst.every or self.duration)
+        for i, advice in enumerate(vm.madvise):
+            yield from self._too_late(f"madvise.{i}.at", vm.start + advice.at)
+        if vm.activity:
+            yield from self._too_often("activity.every", vm.activity.every)
+
+    def _too_late(self, path: str, moment: int) -> Iterator[At]:
+        if moment > self.duration:
+            remedy = f"the run ends at {format_duration(self.duration)}: make duration longer or this earlier"
+            yield At(path, "is after the end of the run", remedy)
+
+    def _too_often(self, path: str, every: int) -> Iterator[At]:
+        if self.duration // every > _MOST_REPEATS:
+            remedy = f"write {format_duration(-(-self.duration // _MOST_REPEATS))} or more"
+            yield At(path, f"happens more than {_MOST_REPEATS:,} times in the run", remedy)
+
+
+def _below(path: str, fault: At) -> At:
+    """The same fault, of a block at *path*."""
+    return At(f"{path}.{fault.path}", fault.message, fault.remedy)
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:

@@ -12,9 +12,9 @@ class Kernel(NamedTuple):
     version: str
     node_holds_page: bool = True  # 2.6.33: stable node points to the page; merged pages are not searched for again
     numa_trees: bool = True  # 3.9 (90bd6fd31c80): merge_across_nodes
+    late_timers: bool = True  # 4.8 (500462a9de65): the new timer wheel fires a tick late, long timeouts later still
     zero_pages: bool = True  # 4.11 (e86c59b1b12d): use_zero_pages
     sharing_limit: bool = True  # 4.13 (2c653d0ee2ae): max_page_sharing, chains and dups
-    xxhash: bool = True  # 5.0: xxhash instead of jhash2
     sleep_wakes: bool = True  # 5.0: a change of sleep_millisecs wakes the sleeper
     reuse_last_mapper: bool = False  # 5.1 to 5.8 (52d1e606ee73, 1a0cf26323c8): last mapper writes in place
     counts_last_batch: bool = True  # 6.6 to 6.9 left the last batch of a scan out of pages_scanned (730cdc2c72c6)
@@ -22,29 +22,31 @@ class Kernel(NamedTuple):
     advisor: bool = True  # 6.8: advisor_mode
     exact_sleep: bool = True  # 6.8: sleeps of a second and more no longer end at whole seconds
     checksum_first: bool = True  # 6.11 (d58a361b0350): checksum before the stable tree
-    skips_holes: bool = True  # 6.18 (f5548c318d65): absent ranges are walked over, not looked up page by page
 
 
 V6_18 = Kernel("6.18")
-V6_11 = V6_18._replace(version="6.11", skips_holes=False)
-V6_8 = V6_11._replace(version="6.8", checksum_first=False, counts_last_batch=False)
+V6_11 = V6_18._replace(version="6.11")
+V6_10 = V6_11._replace(version="6.10", checksum_first=False)
+V6_8 = V6_10._replace(version="6.8", counts_last_batch=False)
 V6_7 = V6_8._replace(version="6.7", advisor=False, exact_sleep=False)
 V6_6 = V6_7._replace(version="6.6", smart_scan=False)
-V6_4 = V6_6._replace(version="6.4", counts_last_batch=True)
-V5_9 = V6_4._replace(version="5.9")
+V5_9 = V6_6._replace(version="5.9", counts_last_batch=True)
 V5_1 = V5_9._replace(version="5.1", reuse_last_mapper=True)
 V5_0 = V5_1._replace(version="5.0", reuse_last_mapper=False)
-V4_13 = V5_0._replace(version="4.13", xxhash=False, sleep_wakes=False)
+V4_13 = V5_0._replace(version="4.13", sleep_wakes=False)
 V4_11 = V4_13._replace(version="4.11", sharing_limit=False)
-V3_9 = V4_11._replace(version="3.9", zero_pages=False)
+V4_8 = V4_11._replace(version="4.8", zero_pages=False)
+V3_9 = V4_8._replace(version="3.9", late_timers=False)
 V2_6_33 = V3_9._replace(version="2.6.33", numa_trees=False)
 V2_6_32 = V2_6_33._replace(version="2.6.32", node_holds_page=False)
 
 KERNELS: dict[str, Kernel] = {
     kernel.version: kernel
-    for kernel in (V2_6_32, V2_6_33, V3_9, V4_11, V4_13, V5_0, V5_1, V5_9, V6_4, V6_6, V6_7, V6_8, V6_11, V6_18)
-}
-"""Every version at which the behaviour changed, oldest first."""
+    for kernel in (
+        V2_6_32, V2_6_33, V3_9, V4_8, V4_11, V4_13, V5_0, V5_1, V5_9, V6_6, V6_7, V6_8, V6_10, V6_11, V6_18,
+    )
+}  # fmt: skip
+"""Every version at which the behaviour changed, oldest first, and the newest that was checked."""
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -6,13 +6,13 @@ Source: Linux Documentation/admin-guide/mm/ksm.rst for names and defaults; `ksm_
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from sim.errors import At
 from sim.sharing.kernels import Kernel
-from sim.units import Block, Duration
+from sim.units import Block, Duration, Switch, not_boolean
 
 AdvisorMode = Literal["none", "scan-time"]
 
@@ -26,15 +26,15 @@ class KsmChange(Block):
     """Milliseconds between two batches."""
     pages_to_scan: int | None = Field(default=None, ge=0, le=1 << 31)
     """Pages of a batch."""
-    smart_scan: Literal[0, 1] | None = None
+    smart_scan: Switch | None = None
     """Whether pages that never merged are skipped more and more often."""
-    use_zero_pages: Literal[0, 1] | None = None
+    use_zero_pages: Switch | None = None
     """Whether empty pages merge with the kernel's zero page."""
     max_page_sharing: int | None = Field(default=None, ge=2, le=1 << 31)
     """Most pages that share one frame; refused (EBUSY) while any page is shared."""
     advisor_mode: AdvisorMode | None = None
     """Who sets pages_to_scan."""
-    run: Literal[0, 1, 2] | None = None
+    run: Annotated[Literal[0, 1, 2], not_boolean] | None = None
     """0 stop, 1 run, 2 stop and unmerge everything."""
 
     def knobs(self) -> Iterator[tuple[str, int | str]]:
@@ -48,19 +48,19 @@ class KsmChange(Block):
 class Ksm(Block):
     """Kernel Samepage Merging."""
 
-    run: Literal[0, 1] = 1
+    run: Switch = 1
     """Whether ksmd runs from the start."""
     pages_to_scan: int = Field(default=100, ge=0, le=1 << 31)
     """Pages of a batch (kernel default 100)."""
     sleep_millisecs: int = Field(default=20, ge=0, le=1 << 31)
     """Milliseconds between two batches (kernel default 20)."""
-    smart_scan: Literal[0, 1] | None = None
+    smart_scan: Switch | None = None
     """Skip pages that never merged more and more often (6.7 and later, default 1)."""
     max_page_sharing: int | None = Field(default=None, ge=2, le=1 << 31)
     """Most pages that share one frame (4.13 and later, default 256)."""
-    use_zero_pages: Literal[0, 1] = 0
+    use_zero_pages: Switch = 0
     """Merge empty pages with the kernel's zero page (4.11 and later)."""
-    merge_across_nodes: Literal[0, 1] = 1
+    merge_across_nodes: Switch = 1
     """Merge pages of different NUMA nodes (3.9 and later, default 1)."""
     stable_node_chains_prune_millisecs: int = Field(default=2000, ge=0, le=1 << 31)
     """How often a chain of full KSM pages is walked whole (kernel default 2000)."""
@@ -98,5 +98,8 @@ class Ksm(Block):
                 since, has, _ = asked.get(name, ("", True, False))
                 if not has:
                     yield At(f"changes.{i}.{name}", f"came with kernel {since}", f"choose kernel {since} or later")
+        if self.advisor_min_pages_to_scan > self.advisor_max_pages_to_scan:
+            remedy = f"write at most {self.advisor_max_pages_to_scan}"
+            yield At("advisor_min_pages_to_scan", "is above advisor_max_pages_to_scan", remedy)
         if self.advisor_mode == "scan-time" and "pages_to_scan" in self.model_fields_set:
             yield At("pages_to_scan", "cannot be written while the advisor sets it", "set advisor_min_pages_to_scan")

@@ -89,9 +89,9 @@ ADVISOR_CPU, ADVISOR_LAST, ADVISOR_CHANGE = range(31, 34)
 # ... its settings and the kernel's ways, ...
 RUN, PAGES_TO_SCAN, SLEEP_MILLISECS, SMART_SCAN, MAX_PAGE_SHARING, USE_ZERO_PAGES, PRUNE_MILLISECS = range(34, 41)
 ADVISOR, TARGET_SCAN_TIME, MAX_CPU, MAX_PAGES_TO_SCAN, MAX_KERNEL_PAGES, HZ = range(41, 47)
-CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, COLD = range(47, 52)
+CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, PROMPT_TIMERS, COLD = range(47, 53)
 # ... and for each kind of work its price (ps) and how much of it was done.
-PRICE = 52
+PRICE = 53
 DONE = PRICE + len(WORK)
 NUMBERS = DONE + len(WORK)
 
@@ -491,8 +491,9 @@ def promote_pair(m: Memory, k: Ksm, page: int, tree_page: int, content: int) -> 
     m.block[tree_page // BLOCK, DIRTY] = 1
     key = tree_key(m, k, page, content)
     put_spare(m, k, key, 0)
-    spend(k, W_COMPARE_BYTE, 2 * 4096)
-    spend(k, W_STABLE_LEVEL, descent(levels(k.n[STABLE_TREE])))
+    depth = levels(k.n[STABLE_TREE])
+    spend(k, W_STABLE_LEVEL, descent(depth))
+    spend(k, W_COMPARE_BYTE, 2 * 4096 + depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
     spend(k, W_PROMOTE, 1)
     spend(k, W_MERGE, 1)
     if m.place[page] & SHARED:
@@ -1047,7 +1048,7 @@ def work_on(m: Memory, k: Ksm, horizon: int) -> int:
             block = n[CURSOR] // BLOCK
             if k.block[block, QUIET] and m.block[block, DIRTY]:
                 settle(m, k, block)
-            if k.block[block, QUIET]:
+            elif k.block[block, QUIET]:
                 behind = pass_quiet_block(m, k, block, limit_of(m, k, horizon))
                 if behind:
                     n[CURSOR] = (block + 1) * BLOCK
@@ -1062,7 +1063,7 @@ def work_on(m: Memory, k: Ksm, horizon: int) -> int:
 
 @inlined
 def sleep_end(k: Ksm, now: int) -> int:
-    """Host time (ns) at which a sleep that begins now ends: the timer wheel fires late, never early."""
+    """Host time (ns) at which a sleep that begins now ends: since 4.8 the timer wheel fires late, never early."""
     hz = k.n[HZ]
     millisecs = k.n[SLEEP_MILLISECS]
     tick = now * hz // 1_000_000_000
@@ -1071,11 +1072,13 @@ def sleep_end(k: Ksm, now: int) -> int:
         rest = (tick + ticks) % hz
         ticks += -rest if rest < hz // 4 else hz - rest
         ticks = max(ticks, 1)
-    shift, reach = 0, 63
-    while ticks >= reach and shift < 24:
-        shift += 3
-        reach <<= 3
-    expiry = (((tick + ticks) >> shift) + 1) << shift
+    expiry = tick + ticks
+    if not k.n[PROMPT_TIMERS]:
+        shift, reach = 0, 63
+        while ticks >= reach and shift < 24:
+            shift += 3
+            reach <<= 3
+        expiry = ((expiry >> shift) + 1) << shift
     return int((expiry * 1_000_000_000 + hz - 1) // hz)
 
 
@@ -1095,8 +1098,11 @@ def end_batch(k: Ksm) -> None:
 
 
 @compiled
-def advance(m: Memory, k: Ksm, horizon: int) -> int:
-    """Let host time reach *horizon* (ns): run every batch and due write before it. Returns why it stopped."""
+def advance(m: Memory, k: Ksm, horizon: int, batch_only: bool) -> int:
+    """Let host time reach *horizon* (ns): run every batch and due write before it. Returns why it stopped.
+
+    With *batch_only* only the batch under way is brought to its end.
+    """
     n = k.n
     head = m.guest.shape[0]
     while True:
@@ -1105,6 +1111,8 @@ def advance(m: Memory, k: Ksm, horizon: int) -> int:
             if stopped >= 0:
                 return stopped
             end_batch(k)
+        if batch_only:
+            return PAUSED
         wake = n[WAKE] if n[PHASE] == SLEEPING else END_OF_TIME
         now = min(wake, horizon)
         if next_due(m) < now:
@@ -1123,17 +1131,6 @@ def advance(m: Memory, k: Ksm, horizon: int) -> int:
         n[BATCH_VISITS] = 0
         n[QUOTA] = n[PAGES_TO_SCAN]
         spend(k, W_BATCH, 1)
-
-
-@compiled
-def finish_batch(m: Memory, k: Ksm) -> int:
-    """Let the present batch end, whatever the time; returns PAUSED, or why it could not."""
-    if k.n[PHASE] == WORKING:
-        stopped = work_on(m, k, END_OF_TIME)
-        if stopped >= 0:
-            return stopped
-        end_batch(k)
-    return PAUSED
 
 
 @compiled

@@ -118,6 +118,7 @@ class Scanner:
         n[ksmd.NODE_HOLDS_PAGE] = kernel.node_holds_page
         n[ksmd.COUNTS_LAST_BATCH] = kernel.counts_last_batch
         n[ksmd.EXACT_SLEEP] = kernel.exact_sleep
+        n[ksmd.PROMPT_TIMERS] = not kernel.late_timers
         smart = settings.smart_scan if settings.smart_scan is not None else 1
         self._set_smart_scan(bool(smart) and kernel.smart_scan)
         if settings.advisor_mode != "none":
@@ -182,9 +183,8 @@ class Scanner:
         m = self.m
         first, pages = (int(each) for each in m.guest[parent, [memory.FIRST, memory.PAGES]])
         next_content = ksmd.name_contents(m, self.k, first, pages, next_content)
-        while len(m.frame) - m.counts[memory.FRAME_HIGH] < pages or len(m.due) - m.counts[memory.DUE_COUNT] < 2 * pages:
-            self._grow()
-            m = self.m
+        self._make_room(frames=pages, due=2 * pages)
+        m = self.m
         memory.fork_pages(m, first, int(m.guest[child, memory.FIRST]), pages, now)
         self.k.slot[child, ksmd.MERGEABLE_PAGES] = self.k.slot[parent, ksmd.MERGEABLE_PAGES]
         if self.k.slot[parent, ksmd.BEFORE] >= 0:
@@ -302,7 +302,7 @@ class Scanner:
 
     def advance(self, horizon: int) -> Iterator[Int64]:
         """Let ksmd and due writes run up to *horizon*; yields the log of full scans. Raises OutOfFrames."""
-        yield from self._run(lambda: ksmd.advance(self.m, self.k, horizon))
+        yield from self._run(lambda: ksmd.advance(self.m, self.k, horizon, False))
 
     def _run(self, loop: Callable[[], int]) -> Iterator[Int64]:
         while True:
@@ -315,13 +315,13 @@ class Scanner:
             if why == ksmd.PAUSED:
                 return
             if why == ksmd.NO_ROOM:
-                self._grow()
+                self._make_room()
             if why == ksmd.STARVING:
                 raise OutOfFrames(int(self.m.block[self.k.n[ksmd.STARVED] // BLOCK, memory.GUEST]))
 
     def finish_batch(self) -> Iterator[Int64]:
         """Let ksmd end the batch it is in: who writes to `run` waits for that."""
-        yield from self._run(lambda: ksmd.finish_batch(self.m, self.k))
+        yield from self._run(lambda: ksmd.advance(self.m, self.k, memory.END_OF_TIME, True))
 
     def snapshot(self, now: int) -> Int64:
         """Every counter as it is now; see ksm_pass.snapshot."""
@@ -372,13 +372,17 @@ class Scanner:
             self._leaving.discard(guest)
             self._give_back(guest)
 
-    def _grow(self) -> None:
-        self.m = self.m._replace(
-            frame=_longer(self.m.frame, 2 * len(self.m.frame)), due=_longer(self.m.due, 2 * len(self.m.due))
-        )
-        self.k = self.k._replace(
-            node=_longer(self.k.node, len(self.m.frame)), chain=_longer(self.k.chain, 2 * len(self.k.chain))
-        )
+    def _make_room(self, frames: int = ksmd.ROOM, due: int = ksmd.ROOM) -> None:
+        """Lengthen each array that has no room for so many more entries, and the chains when they are full."""
+        counts = self.m.counts
+        if counts[memory.FRAME_HIGH] + frames > len(self.m.frame):
+            length = 2 * len(self.m.frame) + frames
+            self.m = self.m._replace(frame=_longer(self.m.frame, length))
+            self.k = self.k._replace(node=_longer(self.k.node, length))
+        if counts[memory.DUE_COUNT] + due > len(self.m.due):
+            self.m = self.m._replace(due=_longer(self.m.due, 2 * len(self.m.due) + due))
+        if self.k.n[ksmd.CHAIN_HIGH] + ksmd.ROOM > len(self.k.chain):
+            self.k = self.k._replace(chain=_longer(self.k.chain, 2 * len(self.k.chain)))
 
 
 def _longer(array: npt.NDArray[Number], length: int) -> npt.NDArray[Number]:
