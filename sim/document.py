@@ -73,12 +73,19 @@ class Document:
         """
         try:
             # JSON mode is strict about scalars and still turns a list into the tuple that a frozen block holds.
-            return model.model_validate_json(json.dumps(self.data), context=context)
+            return model.model_validate_json(self._json(), context=context)
         except ValidationError as error:
             details = error.errors(include_url=False)
         faults = _settle_unions(fault for detail in details for fault in _faults(detail, self.data, model))
         problems = dict.fromkeys(self._locate(fault) for fault in faults)
         raise UserError(*sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
+
+    def _json(self) -> str:
+        try:
+            return json.dumps(self.data)
+        except (TypeError, ValueError, RecursionError):
+            message = "holds more than text, numbers, true, false, lists and blocks"
+            raise UserError(Problem(file=self.source, message=message, remedy="convert what it was made of")) from None
 
     def problem(self, keys: str | Keys, message: str, remedy: str = "", *, show_value: bool = True) -> Problem:
         """Return a problem at a path of the document, with the place and the value found there."""
@@ -333,7 +340,12 @@ def _quoted(node: yaml.Node) -> str:
 def _keys(path: str | Keys) -> Keys:
     if not isinstance(path, str):
         return path
-    return tuple(int(part) if part.isdecimal() else part for part in path.split(".") if part)
+    return tuple(int(part) if _is_position(part) else part for part in path.split(".") if part)
+
+
+def _is_position(part: str) -> bool:
+    """Whether a part of a path can number an item of a list."""
+    return part.isascii() and part.isdecimal() and len(part) <= len(str(MAX_VALUES))
 
 
 def _dotted(keys: Keys) -> str:
@@ -363,7 +375,7 @@ def _find(data: Any, parts: Sequence[str], source: str) -> tuple[Any, Keys]:
         if depth == len(parts) - 1:
             break
         if not _has(data, key) or data[key] is None:
-            if parts[depth + 1].isdecimal():
+            if _is_position(parts[depth + 1]):
                 raise UserError(_unknown(source, keys, suggestion(part, data)))
             data[key] = {}
         data = data[key]
@@ -376,7 +388,7 @@ def _step(data: object, part: str, keys: Keys, source: str) -> str | int:
         return part
     if not isinstance(data, list):
         raise UserError(_unknown(source, (*keys, part), f"{_dotted(keys)} is a single value"))
-    if part.isdecimal() and int(part) < len(data):
+    if _is_position(part) and int(part) < len(data):
         return int(part)
     names = {str(item["name"]): index for index, item in enumerate(data) if isinstance(item, dict) and "name" in item}
     if part in names:

@@ -212,7 +212,7 @@ class Machine:
             host.ksm, self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=self._most_pages(),
             guests=len(self.guests), contents=contents, work_ps=self._work_prices(),
             trees=1 if host.ksm.merge_across_nodes else host.numa_nodes,
-            cold_milli=round(self.prices.cold_caches.factor * 1000), writes=writes,
+            cold_milli=round(self.prices.cold_caches.factor * 1000), writes=writes, key=key(seed, "host", name),
         )  # fmt: skip
 
     def _node_of(self, each: Assignment, index: int) -> int:

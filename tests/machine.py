@@ -60,6 +60,7 @@ def idle_ksm(m: Memory, *, contents: int, chains: int = 1000, rows: int = 4000) 
         chain=np.zeros((chains, ksmd.CHAIN_COLUMNS), np.int64),
         block=np.zeros((len(m.block), ksmd.QUIET_COLUMNS), np.int64),
         slot=np.zeros((guests + 1, ksmd.SLOT_COLUMNS), np.int64),
+        hot=np.zeros((memory.WRITE_CLASSES, 2)),
         smart=np.zeros((2, ksmd.SMART_VISITS), np.uint8),
         n=np.zeros(ksmd.NUMBERS, np.int64),
         log=np.zeros((rows, ksmd.SNAPSHOT + ksmd.COUNTERS + memory.COUNTS), np.int64),

@@ -204,6 +204,12 @@ def test_no_file_can_crash_the_reader(raw: bytes, folder: Path) -> None:
         load(file)
 
 
+@pytest.mark.parametrize("value", [object(), {1, 2}, np.int64(3), b"x"])
+def test_data_that_no_file_could_hold_is_refused_in_one_line(value: object) -> None:
+    with pytest.raises(UserError, match="holds more than text, numbers"):
+        parse({"name": "x", "hosts": value})
+
+
 @pytest.mark.parametrize("file", BUNDLED, ids=lambda file: file.stem)
 def test_a_bundled_scenario_written_out_in_full_reads_back_as_itself(file: Path) -> None:
     scenario = load(file)
@@ -256,7 +262,7 @@ def test_the_schema_accepts_every_block_of_the_language_and_its_resolved_form(fo
 @pytest.mark.parametrize(
     "name",
     ["key-ksm-near", "key-missing-memory", "type-text-for-count", "unit-missing-memory", "unit-minutes", "value-count-zero",
-     "value-percent-above-100", "value-advisor-mode", "name-with-space", "expect-operator", "surprise-on", "captured-and-parts"],
+     "value-advisor-mode", "name-with-space", "expect-operator", "surprise-on", "captured-and-parts"],
 )  # fmt: skip
 def test_the_schema_refuses_what_an_editor_can_see(name: str) -> None:
     assert not VALIDATOR.is_valid(read(BAD / f"{name}.yaml").data)

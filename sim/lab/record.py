@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _ITEM_BYTES: Final = 64
 _LEAD_NS: Final = 20_000_000
-_NAP_S: Final = 30e-6
+_NAP_S: Final = 200e-6
 _GUESTS_PRIORITY: Final = 1
 _WATCH_PRIORITY: Final = 2
 _NEVER_NS: Final = 1 << 62

@@ -101,5 +101,5 @@ class Ksm(Block):
         if self.advisor_min_pages_to_scan > self.advisor_max_pages_to_scan:
             remedy = f"write at most {self.advisor_max_pages_to_scan}"
             yield At("advisor_min_pages_to_scan", "is above advisor_max_pages_to_scan", remedy)
-        if self.advisor_mode == "scan-time" and "pages_to_scan" in self.model_fields_set:
+        if self.advisor_mode == "scan-time" and self.pages_to_scan != type(self).model_fields["pages_to_scan"].default:
             yield At("pages_to_scan", "cannot be written while the advisor sets it", "set advisor_min_pages_to_scan")

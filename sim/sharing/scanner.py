@@ -53,7 +53,7 @@ class Scanner:
 
     def __init__(
         self, settings: Ksm, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int, trees: int,
-        work_ps: Int64, cold_milli: int, writes: Float64,
+        work_ps: Int64, cold_milli: int, writes: Float64, key: int,
     ) -> None:  # fmt: skip
         """*pages* is the room to begin with and grows; *guests* and *contents* are the most there will ever be."""
         self._settings = settings
@@ -84,6 +84,7 @@ class Scanner:
             chain=np.zeros((_FIRST_CHAINS, ksmd.CHAIN_COLUMNS), np.int64),
             block=np.zeros((blocks, ksmd.QUIET_COLUMNS), np.int64),
             slot=np.zeros((guests + 1, ksmd.SLOT_COLUMNS), np.int64),
+            hot=np.zeros((memory.WRITE_CLASSES, 2)),
             smart=np.zeros((2, ksmd.SMART_VISITS), np.uint8),
             n=np.zeros(ksmd.NUMBERS, np.int64),
             log=np.zeros((_LOG_ROWS, ROW), np.int64),
@@ -93,6 +94,8 @@ class Scanner:
         self._set_up(settings, kernel, hz, frames, guests)
         self.k.n[ksmd.PRICE : ksmd.DONE] = work_ps
         self.k.n[ksmd.COLD] = cold_milli
+        self.k.n[ksmd.MISROUTES] = 1
+        self.k.n[ksmd.KEY] = np.uint64(key).astype(np.int64)
         self._contents = contents
         self._trees = trees
         self._row = np.zeros((1, ROW), np.int64)
@@ -155,6 +158,7 @@ class Scanner:
 
     def write(self, guest: int, pages: Int64, contents: Int32) -> None:
         """Write contents to the guest's pages. Raises OutOfFrames."""
+        ksmd.note_writes(self.m, self.k, int(self.m.guest[guest, memory.FIRST]), pages)
         done = memory.write_pages(self.m, int(self.m.guest[guest, memory.FIRST]), pages, contents)
         if done < len(pages):
             raise OutOfFrames(guest)
