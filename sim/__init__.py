@@ -19,6 +19,8 @@ The package in reading order; a file imports only from what stands above it.
     cli           one function per verb
 """
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +49,15 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sim' has no attribute {name!r}")
     module, attribute = _HOMES[name]
-    verb = getattr(import_module(module), attribute)
-    globals()[name] = verb  # importing sim.run has just put the module in the place of the verb
-    return verb
+    return getattr(import_module(module), attribute)
+
+
+class _Package(ModuleType):
+    """The package; its verb `run` stays a verb when the module of that name is imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -32,6 +32,8 @@ Steps = Generator[Any, Any, None]
 Column = Sequence[str] | np.ndarray[Any, np.dtype[Any]]
 
 _FRESH: Final = -1
+_STEP: Final = 5 * SECOND
+"""Most simulated time (ns) that ksmd works in one compiled call."""
 
 
 class Host(Block):
@@ -304,11 +306,11 @@ class Machine:
         if tuner:
             env.process(self._tune(tuner))
         while env.peek() <= self.duration:
-            self._advance(int(env.peek()))
+            self._wait(int(env.peek()))
             env.step()
         for guest in self.guests:
             if guest.running:
-                self._finish(guest)
+                self._finish(guest, int(env.now))
         report = Report(
             samples=self._columns(self.samples),
             scans=self._columns(self.scans),
@@ -320,6 +322,14 @@ class Machine:
         del self.scanner
         return report
 
+    def _wait(self, until: int) -> None:
+        """Let ksmd work up to *until*, in steps short enough for an interruption to be heard between two of them."""
+        for step in range(int(self.env.now) + _STEP, until, _STEP):
+            self._advance(step)
+            if self.progress:
+                self.progress(step)
+        self._advance(until)
+
     def _advance(self, until: int) -> None:
         """Let ksmd work up to the next thing that happens; a write that finds no frame kills its guest."""
         from sim.sharing.scanner import OutOfFrames
@@ -330,7 +340,7 @@ class Machine:
                     self._record(self.scans, log)
                 return
             except OutOfFrames as starved:
-                self._kill(self.guests[starved.guest], until)
+                self._kill(self.guests[starved.guest], starved.time)
 
     # --- guests ---------------------------------------------------------------------------------------------------
 
@@ -353,8 +363,8 @@ class Machine:
         if guest.stop < self.duration:
             yield self.env.timeout(guest.stop - guest.start)
             if guest.running:
-                self._finish(guest)
-                self._leave(guest, "stopped")
+                self._finish(guest, guest.stop)
+                self._leave(guest, "stopped", guest.stop)
 
     def _start(self, guest: Guest) -> bool:
         """Let the guest begin its life. Returns False if it could not, or died of it."""
@@ -484,7 +494,7 @@ class Machine:
             yield self.env.timeout(began + step * activity.every - self.env.now)
             if not guest.running:
                 return
-            self._account_writes(guest)
+            self._account_writes(guest, int(self.env.now))
             guest.level = self._level(guest.vm, step)
             self.scanner.change_activity(guest.index, int(self.env.now), guest.level)
             step += 1
@@ -492,8 +502,7 @@ class Machine:
     def _level(self, vm: Vm, step: int) -> float:
         return vm.activity.levels[step % len(vm.activity.levels)] if vm.activity else 1.0
 
-    def _account_writes(self, guest: Guest) -> None:
-        now = int(self.env.now)
+    def _account_writes(self, guest: Guest, now: int) -> None:
         guest.pages_written += round(guest.expected_writes * guest.level * (now - guest.level_since) / SECOND)
         guest.level_since = now
 
@@ -515,12 +524,12 @@ class Machine:
         """No frame is left: the guest that asked for one is killed."""
         self.oom_kills += 1
         self._note(guest, "oom-killed", f"asked for a frame when {self.name} had none left", now)
-        self._finish(guest)
-        self._leave(guest, "oom-killed")
+        self._finish(guest, now)
+        self._leave(guest, "oom-killed", now)
 
-    def _finish(self, guest: Guest) -> None:
+    def _finish(self, guest: Guest, now: int) -> None:
         """Keep what the guest's row in the table says, while its pages are there."""
-        self._account_writes(guest)
+        self._account_writes(guest, now)
         items, merging, zero = self.scanner.items_of(guest.index)
         guest.final = {
             "touched_bytes": self.scanner.touched(guest.index) * PAGE_BYTES,
@@ -530,8 +539,8 @@ class Machine:
             "ksm_process_profit": self.scanner.profit(items, merging + zero),
         }
 
-    def _leave(self, guest: Guest, end: str) -> None:
-        guest.ended, guest.end = int(self.env.now), end
+    def _leave(self, guest: Guest, end: str, now: int) -> None:
+        guest.ended, guest.end = now, end
         self.promised -= guest.vm.memory
         self.running -= 1
         self.scanner.remove(guest.index)

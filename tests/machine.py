@@ -115,7 +115,7 @@ class Machine:
         self.count += 1
         blocks = -(-pages // BLOCK)
         self.m.guest[guest, [memory.FIRST, memory.PAGES]] = self._next_block * BLOCK, pages
-        self.m.guest[guest, [memory.KEY, memory.SINCE]] = guest + 1, self.now
+        self.m.guest[guest, [memory.KEY, memory.SINCE]] = (guest + 1) << 40, self.now
         self.m.block[self._next_block : self._next_block + blocks, memory.GUEST] = guest
         self._next_block += blocks
         return guest
@@ -130,6 +130,7 @@ class Machine:
 
     def write(self, guest: int, page: int, content: int) -> None:
         """Write a page."""
+        ksmd.note_writes(self.m, self.k, self.first(guest), np.array([page]))
         assert memory.write_page(self.m, self.first(guest) + page, content) == memory.OK
 
     def unmap(self, guest: int, page: int) -> None:

@@ -49,7 +49,7 @@ def test_text_that_is_no_kernel_with_ksm_is_refused_with_the_versions_there_are(
         scenario(guest("g", part("page", 1), pages=1), duration="1s", kernel=text)
 
     assert "is no Linux version with KSM" in str(refused.value)
-    assert "write 2.6.32 to 6.18" in str(refused.value)
+    assert 'write "2.6.32" to "6.18"' in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -288,8 +288,8 @@ def test_the_conclusion_says_what_is_gained_and_what_it_costs():
     run = finished.result()
 
     assert words.conclusion(run.samples, run.guests, run.summary) == (
-        "24 guests of 512MiB, promised 12GiB in all, use 4.79GiB of the host's 16GiB: a consolidation ratio of 2.5, "
-        "for 4.44 % of one core in ksmd and 0.584 % of the CPU in all. "
+        "24 guests of 512MiB, promised 12GiB in all, hold 7.2GiB of data in 4.79GiB of the host's 16GiB: "
+        "a consolidation ratio of 2.5, for 4.44 % of one core in ksmd and 0.584 % of the CPU in all. "
         "Nine tenths of the saving was there after 2.1min."
     )
 
@@ -317,7 +317,7 @@ def test_one_guest_is_spoken_of_in_the_singular():
     guests = results.frame("guests", [finished.guest("h", 0)])
     text = words.conclusion(samples, guests, results.summarise(samples, samples.head(0)))
 
-    assert text.startswith("One guest, promised 512MiB, uses ")
+    assert text.startswith("One guest, promised 512MiB, holds ")
 
 
 def test_totals_over_hosts_add_up(run):

@@ -251,19 +251,25 @@ def fill_pages(m: Memory, first: int, contents: Int32) -> int:
 
 
 @inlined
-def shuffled(x: int) -> int:
+def shuffled(x: np.uint64) -> np.uint64:
     """A 64-bit number with all bits mixed (the finaliser of SplitMix64; Steele, Lea, Flood, OOPSLA 2014)."""
-    z = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
+    z = x + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))  # type: ignore[return-value]
+    return z ^ (z >> np.uint64(31))
 
 
 @inlined
-def drawn(m: Memory, guest: int, page: int, active: int) -> int:
+def uniform(draw: np.uint64) -> float:
+    """A number from 0 up to 1 made of 64 random bits."""
+    return float(draw >> np.uint64(11)) * (1.0 / (1 << 53))
+
+
+@inlined
+def drawn(m: Memory, guest: int, page: int, active: int) -> np.uint64:
     """The 64 random bits that belong to this page of this guest at this activity time."""
     within = np.uint64(page - m.guest[guest, FIRST])
-    return shuffled(np.uint64(shuffled(m.guest[guest, KEY] ^ within)) ^ np.uint64(active))
+    return shuffled(shuffled(np.uint64(m.guest[guest, KEY]) ^ within) ^ np.uint64(active))
 
 
 @inlined
@@ -283,12 +289,12 @@ def host_time(m: Memory, guest: int, active: int) -> int:
 
 
 @inlined
-def written_content(m: Memory, kind: int, draw: int) -> int:
+def written_content(m: Memory, kind: int, draw: np.uint64) -> int:
     """What a random write of this class leaves."""
     span = m.writes[kind, SPAN]
     if span == 0:
         return fresh_content(m)
-    return int(m.writes[kind, LOWEST] + np.int64(np.uint64(shuffled(draw)) % np.uint64(span)))
+    return int(m.writes[kind, LOWEST] + np.int64(shuffled(draw) % np.uint64(span)))
 
 
 @compiled
@@ -310,10 +316,10 @@ def look(m: Memory, block: int, now: int) -> bool:
             continue
         if kind != kind_before:
             written = -math.expm1(-m.writes[kind, RATE] * (active - before))
-            threshold = np.uint64(written * 9.2e18)
+            threshold = np.uint64(written * 2.0**63)
             kind_before = kind
         draw = drawn(m, guest, page, active)
-        if np.uint64(draw) >> np.uint64(1) < threshold:
+        if draw >> np.uint64(1) < threshold:
             m.held[page] = written_content(m, kind, draw)
     return found
 
@@ -353,8 +359,7 @@ def plan_write(m: Memory, page: int, now: int) -> None:
         return
     guest = m.block[page // BLOCK, GUEST]
     active = activity_time(m, guest, now)
-    uniform = (np.uint64(shuffled(drawn(m, guest, page, active))) >> np.uint64(11)) * (1.0 / (1 << 53))
-    wait = -math.log1p(-uniform) / m.writes[kind, RATE]
+    wait = -math.log1p(-uniform(shuffled(drawn(m, guest, page, active)))) / m.writes[kind, RATE]
     if wait > 4e18:
         return
     m.place[page] |= DUE

@@ -37,7 +37,8 @@ def conclusion(samples: pd.DataFrame, guests: pd.DataFrame, summary: Summary) ->
         return "No guest was running at any sample, so this run shows nothing about sharing."
     last = busy.iloc[-1]
     sentence = (
-        f"{_guests(last, guests)} {about_bytes(last['mem_used_bytes'])} of {_memory(samples, last)}: "
+        f"{_guests(last, guests)} {about_bytes(last['mem_touched_bytes'])} of data in "
+        f"{about_bytes(last['mem_used_bytes'])} of {_memory(samples, last)}: "
         f"a consolidation ratio of {amount(summary['consolidation_ratio'], 'ratio')}, "
         f"for {amount(summary['ksmd_cpu_percent'], '%')} of one core in ksmd "
         f"and {amount(summary['cpu_overhead_percent'], '%')} of the CPU in all."
@@ -50,7 +51,7 @@ def _guests(last: "pd.Series[float]", guests: pd.DataFrame) -> str:
     sizes = guests["memory_bytes"].unique()
     each = f" of {about_bytes(sizes[0])}" if len(sizes) == 1 else ""
     promised = f"promised {about_bytes(last['mem_promised_bytes'])}"
-    return f"{count:,} guests{each}, {promised} in all, use" if count > 1 else f"One guest, {promised}, uses"
+    return f"{count:,} guests{each}, {promised} in all, hold" if count > 1 else f"One guest, {promised}, holds"
 
 
 def _memory(samples: pd.DataFrame, last: "pd.Series[float]") -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sim.memory.compiled import compiled, inlined
 from sim.memory.pages import (
+    ANON,
     BLOCK,
     CONTENT,
     COW_KSM,
@@ -47,6 +48,7 @@ from sim.memory.pages import (
     Memory,
     UInt8,
     content_of,
+    copies_on_write,
     forget_frame,
     frames_free,
     leave_frame,
@@ -56,6 +58,7 @@ from sim.memory.pages import (
     next_due,
     plan_write,
     shuffled,
+    uniform,
     write_due,
 )
 
@@ -311,7 +314,10 @@ def leave_chain(m: Memory, k: Ksm, frame: int) -> None:
 
 @inlined
 def remove_node(m: Memory, k: Ksm, key: int, frame: int) -> None:
-    """Take a stable node whose page is gone out of the tree; all its items are in no tree from now on."""
+    """Take a stable node out of the tree; all its items are in no tree from now on.
+
+    Its page is gone, or all its items are: then it is an ordinary shared frame for whoever still maps it.
+    """
     unlink_dup(k, key, frame)
     leave_chain(m, k, frame)
     if k.head[key] >= 0:
@@ -322,8 +328,8 @@ def remove_node(m: Memory, k: Ksm, key: int, frame: int) -> None:
         k.n[PAGES_SHARING] -= items - 1
     k.n[NODES] -= 1
     m.counts[METADATA] -= NODE_BYTES
-    m.frame[frame, KIND] = REMOVED
-    if items == 0:
+    m.frame[frame, KIND] = ANON if node_lives(m, frame) else REMOVED
+    if items == 0 and not node_lives(m, frame):
         forget_frame(m, frame)
 
 
@@ -550,8 +556,8 @@ def goes_astray(m: Memory, k: Ksm, page: int, tree_page: int) -> bool:
     found = 1.0
     for depth in range(levels(k.n[UNSTABLE_TREE]) - 3):
         found *= 1.0 - share * (0.5 - 0.25 / (1 << depth))
-    draw = shuffled(np.uint64(shuffled(np.uint64(k.n[KEY]) ^ np.uint64(page))) ^ np.uint64(k.n[SCAN]))
-    return bool((np.uint64(draw) >> np.uint64(11)) * (1.0 / (1 << 53)) >= found)
+    draw = shuffled(shuffled(np.uint64(k.n[KEY]) ^ np.uint64(page)) ^ np.uint64(k.n[SCAN]))
+    return bool(uniform(draw) >= found)
 
 
 @inlined
@@ -1256,14 +1262,16 @@ def leave(m: Memory, k: Ksm, guest: int) -> bool:
 
 @compiled
 def unmerge_pages(m: Memory, first: int, pages: int) -> int:
-    """Give every page of a range that maps a KSM page or KSM's zero page a frame of its own. Returns OK or NO_FRAME."""
+    """Give every mergeable page of a range that maps a KSM page or KSM's zero page a frame of its own.
+
+    Returns OK or NO_FRAME.
+    """
     for page in range(first, first + pages):
         place = m.place[page]
-        if not place & ZERO and not is_ksm_page(m, page):
+        if not place & MERGEABLE or not (place & ZERO or is_ksm_page(m, page)):
             continue
         content = content_of(m, page)
-        lone = place & SHARED and m.frame[m.held[page], MAPS] == 1
-        if frames_free(m) < 1 and not lone:
+        if frames_free(m) < 1 and copies_on_write(m, page):
             return NO_FRAME
         if place & SHARED:
             m.counts[COW_KSM] += 1

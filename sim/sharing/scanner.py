@@ -38,9 +38,11 @@ _KNOBS: Final = {
 class OutOfFrames(Exception):
     """A guest asked for a frame and there is none."""
 
-    def __init__(self, guest: int) -> None:
-        super().__init__(guest)
+    def __init__(self, guest: int, time: int = 0) -> None:
+        """*time* is the host time (ns) of a write that was due; what a guest does now needs none."""
+        super().__init__(guest, time)
         self.guest = guest
+        self.time = time
 
 
 def blocks_of(pages: int) -> int:
@@ -321,7 +323,8 @@ class Scanner:
             if why == ksmd.NO_ROOM:
                 self._make_room()
             if why == ksmd.STARVING:
-                raise OutOfFrames(int(self.m.block[self.k.n[ksmd.STARVED] // BLOCK, memory.GUEST]))
+                guest = int(self.m.block[self.k.n[ksmd.STARVED] // BLOCK, memory.GUEST])
+                raise OutOfFrames(guest, int(memory.next_due(self.m)))
 
     def finish_batch(self) -> Iterator[Int64]:
         """Let ksmd end the batch it is in: who writes to `run` waits for that."""

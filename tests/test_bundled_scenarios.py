@@ -1,0 +1,49 @@
+"""Every bundled scenario meets its own expectations, and what its comments say of other settings is so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import sim
+from sim.scenario.expect import Expectation
+
+SCENARIOS = Path(__file__).parents[1] / "scenarios"
+FILES = sorted(SCENARIOS.glob("*.yaml"))
+
+CLAIMS = {
+    ("kernel-defaults", "hosts.0.ksm.pages_to_scan=1000"): ["oom_kills == 0", "cpu_overhead_percent < 1"],
+    ("ksmtuned-filling-host", "vms.0.every=30s"): ["oom_kills == 2"],
+    ("phase-trap", "hosts.0.ksm.smart_scan=0"): ["pages_sharing == 1024"],
+    ("zero-pages", "hosts.0.ksm.use_zero_pages=0"): ["pages_sharing == 587520", "saved_bytes == 2295MiB"],
+    ("sharing-limit", "hosts.0.ksm.max_page_sharing=16"): ["stable_node_dups == 24576", "pages_sharing == 368640"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_bundled_scenario_meets_its_expectations(file: Path) -> None:
+    verdicts = sim.run(sim.read(file)).verdicts
+
+    assert verdicts, "a scenario without expectations teaches nothing"
+    assert [verdict for verdict in verdicts if not verdict.met] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "override"), CLAIMS, ids=lambda value: value)
+def test_what_a_comment_says_of_another_setting_is_so(name: str, override: str) -> None:
+    file = SCENARIOS / f"{name}.yaml"
+
+    summary = sim.run(sim.read(file, [override])).summary
+
+    assert f"--set {override}" in file.read_text()
+    assert [claim for claim in CLAIMS[name, override] if not Expectation.parse(claim).check(summary).met] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_bundled_scenario_is_named_after_its_file_and_asks_a_question(file: Path) -> None:
+    scenario = sim.read(file)
+
+    assert scenario.name == file.stem
+    assert scenario.description.endswith("?")

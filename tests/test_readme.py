@@ -1,0 +1,254 @@
+"""What the project's pages say is what the program says; run as a script, this writes their generated parts anew."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import fill
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from matplotlib.image import imread
+
+import sim
+from sim import columns, document
+from sim.cli import main
+from sim.results import Loaded, load
+from sim.sharing.kernels import KERNELS, Kernel
+from sim.units import about_bytes, about_duration
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+SCENARIOS = ROOT / "scenarios"
+PICTURES = {name: ROOT / "results" / f"quickstart-{name}.png" for name in ("memory", "gain-and-cost")}
+PAGES = sorted(page for page in ROOT.rglob("*.md") if not any(part.startswith(".") for part in page.parts))
+
+KERNEL_CHANGES = {
+    ("node_holds_page", True): "merged pages are not searched for again at every scan; `max_kernel_pages` is gone",
+    ("numa_trees", True): "`merge_across_nodes`",
+    ("late_timers", True): "sleeps end a timer tick later: 20 ms are 24 ms at HZ=250",
+    ("zero_pages", True): "`use_zero_pages`",
+    ("sharing_limit", True): "`max_page_sharing`: a content with more copies gets several frames (chains and dups)",
+    ("sleep_wakes", True): "a new `sleep_millisecs` wakes ksmd",
+    ("reuse_last_mapper", True): "the last guest that maps a merged page writes to it in place",
+    ("reuse_last_mapper", False): "every write to a merged page copies it again",
+    ("counts_last_batch", False): "`pages_scanned`, without the last batch of each scan",
+    ("counts_last_batch", True): "`pages_scanned` counts every batch",
+    ("smart_scan", True): "`smart_scan`, on by default",
+    ("advisor", True): "`advisor_mode: scan-time`",
+    ("exact_sleep", True): "sleeps of a second and more no longer end at whole seconds",
+    ("checksum_first", True): "the checksum comes before the search: nothing merges at its first visit",
+}
+
+
+class Quickstart(NamedTuple):
+    """What the command of the README prints and keeps."""
+
+    printed: str
+    result: Loaded
+    pictures: Mapping[str, bytes]
+
+
+@cache
+def quickstart() -> Quickstart:
+    """Run the quickstart as the README does."""
+    with TemporaryDirectory() as out:
+        called = CliRunner().invoke(main, ["run", str(SCENARIOS / "quickstart.yaml"), "--out", out])
+        assert called.exit_code == 0, called.output
+        result = load(Path(out, "quickstart"))
+        pictures = {name: (result.folder / "pictures" / f"{name}.png").read_bytes() for name in PICTURES}
+    return Quickstart(called.stdout, result, pictures)
+
+
+# --- generated parts ---------------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+
+
+def run_block() -> str:
+    """Return what the quickstart prints, but for the digest, which follows the program's version."""
+    *lines, _ = quickstart().printed.rstrip().splitlines()
+    return "\n".join(["```text", *lines, "results/quickstart/<digest>", "```"])
+
+
+def reading_block() -> str:
+    """Return how to read the quickstart's figures."""
+    result = quickstart().result
+    last = result.samples.iloc[-1]
+    promised, touched = float(last["mem_promised_bytes"]), float(last["mem_touched_bytes"])
+    early, late = (result.summary[name] or 0 for name in ("ksmd_cpu_percent", "ksmd_cpu_percent_last_scan"))
+    settled = about_duration(1e9 * (result.summary["time_to_90_percent_s"] or 0))
+    return fill(
+        f"How to read it: the guests were promised {about_bytes(promised)} and have touched {about_bytes(touched)} of "
+        f"it, so the ratio would be {promised / touched:.3g} without any sharing. Memory that is not touched yet is "
+        f"lent, not saved. KSM makes {about_bytes(last['mem_used_bytes'])} of the {about_bytes(touched)}, nine tenths "
+        f"of that within {settled}, for {early:.3g} % of one core on average and {late:.3g} % in the last scan.",
+        width=118,
+    )
+
+
+def exit_code_block() -> str:
+    """Return the exit codes that the command's help lists."""
+    told = re.sub(r"\s+", " ", str(main.help)).split("Exit codes: ")[1].rstrip(".")
+    return table(("code", "meaning"), (entry.split(" ", 1) for entry in re.split(r", (?=\d)", told)))
+
+
+def metrics_block() -> str:
+    """Return the definitions of the headline metrics."""
+    rows = ((f"`{each.name}`", each.unit, each.meaning, each.formula) for each in columns.HEADLINES)
+    return table(("metric", "unit", "meaning", "formula"), rows)
+
+
+def kernels_block() -> str:
+    """Return the kernel versions and what each changed."""
+    first, *others = KERNELS.values()
+    rows = [(first.version, "KSM as it came")]
+    for before, after in zip(KERNELS.values(), others, strict=False):
+        new = [KERNEL_CHANGES[each, getattr(after, each)] for each in flags() if differ(before, after, each)]
+        rows.append((after.version, "; ".join(new) or "the newest version checked"))
+    return table(("kernel", "what it changed"), rows)
+
+
+def flags() -> Iterable[str]:
+    """Names of what can differ between kernels."""
+    return [name for name in Kernel._fields if name != "version"]
+
+
+def differ(before: Kernel, after: Kernel, flag: str) -> bool:
+    """Whether a flag changed."""
+    return bool(getattr(before, flag) != getattr(after, flag))
+
+
+def scenarios_block() -> str:
+    """Return the bundled scenarios with their questions and what they expect."""
+    rows = []
+    for file in sorted(SCENARIOS.glob("*.yaml")):
+        data = document.read(file).data
+        rows.append((f"[{file.stem}]({file.name})", data["description"], "<br>".join(f"`{e}`" for e in data["expect"])))
+    return table(("scenario", "question", "expects"), rows)
+
+
+BLOCKS: Mapping[tuple[Path, str], Callable[[], str]] = {
+    (README, "run"): run_block,
+    (README, "reading"): reading_block,
+    (README, "exit codes"): exit_code_block,
+    (README, "metrics"): metrics_block,
+    (README, "kernels"): kernels_block,
+    (SCENARIOS / "README.md", "scenarios"): scenarios_block,
+    (ROOT / "results" / "README.md", "columns"): lambda: columns.markdown().rstrip(),
+}
+
+
+def between(name: str) -> re.Pattern[str]:
+    """What finds a generated part of a page, markers not included."""
+    return re.compile(rf"(?<=<!-- begin {name} -->\n).*?(?=<!-- end {name} -->)", re.DOTALL)
+
+
+def write_anew() -> None:
+    """Write every generated part, and the pictures, as they are now."""
+    for (page, name), make in BLOCKS.items():
+        text = page.read_text()
+        place = between(name).search(text)
+        assert place, f"{page.name} has no part {name}"
+        page.write_text(f"{text[: place.start()]}{make()}\n{text[place.end() :]}")
+    for name, picture in quickstart().pictures.items():
+        PICTURES[name].write_bytes(picture)
+
+
+# --- the promises ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("page", "name"), BLOCKS, ids=lambda value: value.name if isinstance(value, Path) else value)
+def test_a_generated_part_of_a_page_says_what_the_program_says(page: Path, name: str) -> None:
+    found = between(name).search(page.read_text())
+
+    assert found, f"{page.name} has no part {name}"
+    assert found[0] == BLOCKS[page, name]() + "\n", "run: python tests/test_readme.py"
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_of_the_readme_is_one_of_the_quickstart(name: str, tmp_path: Path) -> None:
+    (tmp_path / "new.png").write_bytes(quickstart().pictures[name])
+
+    committed, drawn = imread(PICTURES[name]), imread(tmp_path / "new.png")
+
+    assert committed.shape == drawn.shape
+    # Another matplotlib may place letters a fraction of a pixel apart.
+    assert np.sqrt(np.mean((committed - drawn) ** 2)) < 0.02
+
+
+def fenced(language: str, page: Path = README) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(len(fenced("python"))))
+def test_the_readmes_python_runs(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+
+    exec(compile(fenced("python")[number], README.name, "exec"), {})
+
+    assert capsys.readouterr().out
+
+
+def test_the_readmes_tuner_moves_the_knobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    names: dict[str, sim.Result] = {}
+
+    exec(compile(next(code for code in fenced("python") if "Proportional" in code), README.name, "exec"), names)
+
+    samples = names["result"].samples
+    assert set(samples["run"]) == {0, 1}
+    assert samples["pages_to_scan"].nunique() > 3
+
+
+def test_the_readmes_commands_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(SCENARIOS, tmp_path / "scenarios")
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in fenced("sh") for line in block.splitlines() if line.startswith("overcommit ")]
+
+    ended = {line: CliRunner().invoke(main, line.split()[1:]).exit_code for line in lines}
+
+    assert ended == dict.fromkeys(lines, 0)
+    assert {line.split()[1] for line in lines} >= {"run", "explain", "new", "validate", "list"}
+
+
+def test_the_readmes_scenario_runs_and_meets_its_expectations(tmp_path: Path) -> None:
+    file = tmp_path / "language.yaml"
+    [text] = fenced("yaml")
+    file.write_text(text)
+
+    result = sim.run(sim.parse(document.read(file).data, SCENARIOS))
+
+    assert [verdict.met for verdict in result.verdicts] == [True, True]
+    assert len(result.guests) == sum(vm.count for vm in result.scenario.vms)
+
+
+def test_the_ci_script_runs_the_readmes_test_command() -> None:
+    [pattern] = re.findall(r"grep -E '(.+)' README.md", (ROOT / ".ci" / "run").read_text())
+
+    [command] = re.findall(rf"{pattern}.*$", README.read_text(), re.MULTILINE)
+
+    assert command in fenced("sh")[1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+if __name__ == "__main__":
+    write_anew()
