@@ -382,8 +382,8 @@ def _table(rows: Iterable[Sequence[str]]) -> str:
 
 def _refuse_unwritable(out: Path) -> None:
     """Refuse, before the simulation and not after it, a results folder that cannot be made or written."""
-    existing = next(each for each in (out, *out.absolute().parents) if each.exists())
-    if not existing.is_dir():
+    existing = next(each for each in (out, *out.absolute().parents) if os.path.exists(each))
+    if not os.path.isdir(existing):
         raise UserError(f"{existing}: not a folder; choose another --out")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{existing}: not writable; choose another --out")
@@ -394,13 +394,32 @@ def _parts() -> Iterator[tuple[str, str, str]]:
     from sim.columns import METRICS
     from sim.cost import prices
     from sim.document import read
-    from sim.sharing.kernels import KERNELS
+    from sim.sharing.ksm import Ksm
+    from sim.sharing.tuners import TUNERS
 
-    yield from (("kernel", name, "") for name in KERNELS)
-    yield from (("prices", name, "") for name in prices.names())
+    yield "mechanism", "ksm", _first_line(Ksm)
+    yield from (("tuner", name, _first_line(tuner)) for name, tuner in TUNERS.items())
+    yield from _kernels()
+    yield from (("prices", name, prices.load(name).about) for name in prices.names())
     yield from (("metric", metric.name, metric.meaning) for metric in METRICS)
     for file in sorted(_bundled_scenarios().glob("*.yaml")):
         yield "scenario", str(file), str(read(file).data.get("description", ""))
+
+
+def _first_line(block: type) -> str:
+    return (block.__doc__ or "").partition("\n")[0]
+
+
+def _kernels() -> Iterator[tuple[str, str, str]]:
+    """Yield each kernel version with the names of what it changed."""
+    from sim.sharing.kernels import KERNELS
+
+    before = None
+    for name, kernel in KERNELS.items():
+        changed = [each for each in kernel._fields[1:] if before and getattr(before, each) != getattr(kernel, each)]
+        about = f"changed {', '.join(changed)}" if changed else "behaves as the one before"
+        yield "kernel", name, about if before else "the first with KSM"
+        before = kernel
 
 
 def _bundled_scenarios() -> Path:

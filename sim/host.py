@@ -200,7 +200,6 @@ class Machine:
             Guest(each.name, each.vm, index, each.number, each.start, each.stop, self._node_of(each, index))
             for index, each in enumerate(assignments)
         ]
-        self.by_name = {guest.name: guest for guest in self.guests}
         self.oom_kills = 0
         self.promised = 0
         self.running = 0

@@ -1,4 +1,4 @@
-"""The compiled loops behind the same methods as the plain twin, with batches that take no time unless prices are set."""
+"""The compiled loops behind the methods of their plain twin; batches take no time unless prices are set."""
 
 from __future__ import annotations
 

@@ -194,14 +194,17 @@ class Naive:
             self._register(mm)
 
     def _register(self, mm: Mm) -> None:
-        at_tail = self.cursor is None or self.running == 2
-        self.slots.insert(len(self.slots) if at_tail else self.slots.index(self.cursor), mm)
+        if self.cursor is None or self.running == 2:
+            self.slots.append(mm)
+        else:
+            self.slots.insert(self.slots.index(self.cursor), mm)
 
     def _unmerge(self, mm: Mm, pages: range) -> None:
         for page in pages:
             frame = mm.frames.get(page)
             if page in mm.mergeable and frame and (frame.node or frame is self.zero_page):
                 self.cow_ksm += frame is not self.zero_page
+                self.cow_other += frame is self.zero_page
                 mm.map(page, Frame(frame.content))
 
     # --- knobs and counters ---------------------------------------------------------------------------------------
@@ -245,6 +248,7 @@ class Naive:
         shared = sum(1 for node in nodes if node.items)
         sharing = sum(len(node.items) - 1 for node in nodes if node.items)
         unshared = sum(item.unstable for item in items)
+        slots = len(self.slots)
         frames = {frame for mm in self.guests for frame in mm.frames.values()} - {self.zero_page}
         return {
             "pages_shared": shared,
@@ -259,7 +263,7 @@ class Naive:
             "ksm_zero_pages": len(self.zero_page.mappers),
             "items": len(items),
             "frames": len(frames),
-            "metadata": len(items) * ITEM_BYTES + (len(nodes) + len(chains)) * NODE_BYTES + len(self.slots) * SLOT_BYTES,
+            "metadata": len(items) * ITEM_BYTES + (len(nodes) + len(chains)) * NODE_BYTES + slots * SLOT_BYTES,
             "cow_ksm": self.cow_ksm,
             "cow_other": self.cow_other,
         }

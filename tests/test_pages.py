@@ -20,7 +20,8 @@ def one_guest(contents, *, frames=1 << 40, due=64, guests=4):
     blocks = -(-len(contents) // BLOCK)
     m = empty_memory(pages=guests * blocks * BLOCK, guests=guests, frames=frames, due=due)
     for guest in range(guests):
-        m.guest[guest, [memory.FIRST, memory.PAGES, memory.KEY]] = guest * blocks * BLOCK, len(contents), (guest + 1) << 40
+        m.guest[guest, [memory.FIRST, memory.PAGES]] = guest * blocks * BLOCK, len(contents)
+        m.guest[guest, memory.KEY] = (guest + 1) << 40
         m.block[guest * blocks : (guest + 1) * blocks, memory.GUEST] = guest
     memory.fill_pages(m, 0, np.array(contents, np.int32))
     return m
@@ -54,7 +55,10 @@ actions = st.lists(
 )
 
 
-@given(st.lists(st.one_of(st.just(NEVER), st.integers(0, 9)), min_size=PAGES, max_size=PAGES), st.integers(6, 30), actions)
+images = st.lists(st.one_of(st.just(NEVER), st.integers(0, 9)), min_size=PAGES, max_size=PAGES)
+
+
+@given(images, st.integers(6, 30), actions)
 def test_every_page_reads_as_last_written_and_no_frame_is_used_beyond_the_limit(contents, frames, actions):
     m = one_guest(contents, frames=frames)
     expected = {(0, page): content for page, content in enumerate(contents) if content != NEVER}
@@ -97,7 +101,7 @@ def test_metadata_takes_whole_frames_from_the_guests():
     m = one_guest([NEVER] * 3, frames=3)
     m.counts[memory.METADATA] = memory.PAGE_BYTES + 1
 
-    assert [OK, NO_FRAME] == [memory.write_page(m, page, 5) for page in (0, 1)]
+    assert [memory.write_page(m, page, 5) for page in (0, 1)] == [OK, NO_FRAME]
 
 
 def test_filling_and_writing_stop_where_the_frames_end_and_say_how_far_they_came():
@@ -105,7 +109,7 @@ def test_filling_and_writing_stop_where_the_frames_end_and_say_how_far_they_came
 
     assert memory.fill_pages(m, 0, np.array([1, NEVER, 2, 3], np.int32)) == 4
     assert memory.write_pages(m, 0, np.array([0, 5, 6]), np.array([7, 8, 9], np.int32)) == 2
-    assert [7, 8, None] == [read(m, page) for page in (0, 5, 6)]
+    assert [read(m, page) for page in (0, 5, 6)] == [7, 8, None]
 
 
 def test_contents_never_seen_before_are_all_different_and_of_one_page_alone():
@@ -114,7 +118,7 @@ def test_contents_never_seen_before_are_all_different_and_of_one_page_alone():
     contents = m.held[:300]
 
     assert len(set(contents.tolist())) == 300
-    assert NEVER < contents.min()
+    assert contents.min() > NEVER
     assert contents.max() < FRESH
 
 
@@ -125,8 +129,8 @@ def test_the_last_page_that_maps_a_forked_frame_is_written_in_place():
     copied = m.counts[memory.COW_FORK]
     memory.write_page(m, BLOCK, 7)
 
-    assert (1, 1) == (copied, m.counts[memory.COW_FORK])
-    assert (6, 7) == (read(m, 0), read(m, BLOCK))
+    assert (copied, m.counts[memory.COW_FORK]) == (1, 1)
+    assert (read(m, 0), read(m, BLOCK)) == (6, 7)
     assert 2 == m.counts[memory.PRIVATE] == frames_used(m)
 
 
@@ -150,7 +154,7 @@ def test_entries_for_shared_frames_are_used_again():
         memory.drop_page(m, BLOCK)
         memory.write_page(m, 0, 5)
 
-    assert 1 == m.counts[memory.FRAME_HIGH]
+    assert m.counts[memory.FRAME_HIGH] == 1
 
 
 # --- random writes ----------------------------------------------------------------------------------------------------
@@ -258,7 +262,7 @@ def test_due_writes_happen_in_their_order_and_at_their_time():
         memory.write_due(m, moment)
         written.append(m.counts[memory.PRIVATE] - before)
 
-    assert [1] * 100 == written
+    assert written == [1] * 100
     assert memory.next_due(m) == memory.END_OF_TIME
     assert not np.any(m.place & memory.DUE)
     assert np.all(m.held[:50] != 1000)
@@ -270,7 +274,7 @@ def test_a_page_is_due_only_once_and_not_at_all_when_its_rate_is_nothing():
         memory.plan_write(m, page, 0)
     still = forked(5, 0.0)
 
-    assert (10, 0) == (m.counts[memory.DUE_COUNT], still.counts[memory.DUE_COUNT])
+    assert (m.counts[memory.DUE_COUNT], still.counts[memory.DUE_COUNT]) == (10, 0)
 
 
 def test_a_due_write_of_a_page_that_is_shared_no_more_changes_nothing():
@@ -279,9 +283,9 @@ def test_a_due_write_of_a_page_that_is_shared_no_more_changes_nothing():
     memory.drop_page(m, BLOCK)
     memory.write_due(m, memory.END_OF_TIME - 1)
 
-    assert 77 == read(m, 0)
+    assert read(m, 0) == 77
     assert read(m, BLOCK) is None
-    assert 0 == m.counts[memory.DUE_COUNT]
+    assert m.counts[memory.DUE_COUNT] == 0
 
 
 def test_a_due_write_that_finds_no_frame_stays_due():
@@ -293,8 +297,8 @@ def test_a_due_write_that_finds_no_frame_stays_due():
 
     assert starved in (0, BLOCK)
     assert moment == left
-    assert -1 == memory.write_due(m, moment)
-    assert 2 == frames_used(m)
+    assert memory.write_due(m, moment) == -1
+    assert frames_used(m) == 2
 
 
 def test_a_change_of_activity_moves_due_writes_with_it():
@@ -320,7 +324,7 @@ def test_a_guest_at_rest_has_no_due_write_until_it_wakes_up():
     for guest in (0, 1):
         memory.change_activity(m, guest, 5 * SECOND, 1.0)
 
-    assert memory.END_OF_TIME == asleep
+    assert asleep == memory.END_OF_TIME
     assert 5 * SECOND < memory.next_due(m) < 10 * SECOND
 
 

@@ -98,7 +98,7 @@ def reading_block() -> str:
 
 def exit_code_block() -> str:
     """Return the exit codes that the command's help lists."""
-    told = re.sub(r"\s+", " ", str(main.help)).split("Exit codes: ")[1].rstrip(".")
+    told = re.sub(r"\s+", " ", str(main.help)).split("Exit codes: ")[1].rstrip(". ")
     return table(("code", "meaning"), (entry.split(" ", 1) for entry in re.split(r", (?=\d)", told)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sim.scenario import Scenario
+
+Observer = TypeVar("Observer", bound=Scanner)
 
 _OWN: Final = 1 << 63
 """First number of contents that equal no other; numbered contents lie below 2^32, those of random writes between."""
@@ -58,15 +60,9 @@ def replay(scenario: Scenario, pattern: Pattern = "random") -> Replay:
 def workload(scenario: Scenario, pattern: Pattern = "random") -> Workload:
     """What the lab does to replay a scenario. Raises UserError for what it cannot replay."""
     _check(scenario)
-    host, name = scenario.host_names()[0]
-    machine = Machine(
-        host, name, scenario.assignments()[name], seed=scenario.seed, duration=scenario.duration,
-        sample_every=scenario.sample_every, make_scanner=_Tape,
-    )  # fmt: skip
-    tape = machine.scanner
-    assert isinstance(tape, _Tape)  # made so above
-    machine.run()
-    names = [guest.name for guest in machine.guests]
+    host, host_name = scenario.host_names()[0]
+    names = [assignment.name for assignment in scenario.assignments()[host_name]]
+    tape = observe(scenario, _Tape)
     return Workload(
         guests=[tape.lives[index].guest(names) for index in sorted(tape.lives)],
         ksm=_knobs(host.ksm),
@@ -75,6 +71,23 @@ def workload(scenario: Scenario, pattern: Pattern = "random") -> Workload:
         sample_every_ns=scenario.sample_every,
         pattern=pattern,
     )
+
+
+def observe(scenario: Scenario, observer: type[Observer]) -> Observer:
+    """Simulate the first host of a scenario with an observer as its scanner; return the observer."""
+    host, name = scenario.host_names()[0]
+    machine = Machine(
+        host,
+        name,
+        scenario.assignments()[name],
+        seed=scenario.seed,
+        duration=scenario.duration,
+        sample_every=scenario.sample_every,
+        make_scanner=observer,
+    )
+    scanner = machine.scanner
+    machine.run()
+    return cast(Observer, scanner)
 
 
 def _check(scenario: Scenario) -> None:

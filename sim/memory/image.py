@@ -285,7 +285,7 @@ class Captured(Block):
 
     def check_size(self, memory: int) -> None:
         """Raise At if the captured guest is larger than *memory* bytes."""
-        size = captured_pages(self.path) * PAGE_BYTES
+        size = captured_shape(self.path)[1] * PAGE_BYTES
         if size > memory:
             remedy = f"make memory at least {format_bytes(size)}"
             raise At("captured", f"the captured guest has {format_bytes(size)}", remedy)
@@ -357,10 +357,11 @@ def _wrong_contents(archive: zipfile.ZipFile) -> str:
     return ""
 
 
-def captured_pages(path: Path) -> int:
-    """Pages of a captured guest, from the header of its file."""
+def captured_shape(path: Path) -> tuple[int, int]:
+    """Snapshots and pages of a captured guest, from the header of its file."""
     with zipfile.ZipFile(path) as archive:
-        return _header(archive, archive.getinfo("content.npy"))[0][1]
+        snapshots, pages = _header(archive, archive.getinfo("content.npy"))[0]
+        return snapshots, pages
 
 
 def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Header:

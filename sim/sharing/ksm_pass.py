@@ -17,7 +17,6 @@ from sim.memory.pages import (
     ANON,
     BLOCK,
     CONTENT,
-    COW_KSM,
     DEATHS,
     DIRTY,
     DUE_COUNT,
@@ -48,9 +47,7 @@ from sim.memory.pages import (
     Memory,
     UInt8,
     content_of,
-    copies_on_write,
     forget_frame,
-    frames_free,
     leave_frame,
     look,
     map_frame,
@@ -60,6 +57,7 @@ from sim.memory.pages import (
     shuffled,
     uniform,
     write_due,
+    write_page,
 )
 
 ITEM_BYTES, NODE_BYTES, SLOT_BYTES = 64, 64, 48
@@ -137,8 +135,8 @@ class Ksm(NamedTuple):
     #               FULL: all dups were full when so many KSM pages had died, -1 unknown
     block: Int64  # (blocks, QUIET_COLUMNS) QUIET, SCANNED scan number of the last visit, PASSED full scans since the
     #               items were brought up to date, MERGED pages attached and in place, INSERTED lonely pages put into
-    #               the unstable tree at the last visit, ROUTED changes of the tree before this scan's visit, LONELY + v lonely
-    #               pages whose next visit is v
+    #               the unstable tree at the last visit, ROUTED changes of the tree before this scan's visit,
+    #               LONELY + v lonely pages whose next visit is v
     slot: Int64  # (guests + 1, SLOT_COLUMNS) list of registered guests FOLLOWING and BEFORE (-1: not on it), the last
     #              row is its head; EXITING, MERGEABLE_PAGES, DIFFERS_AT bytes that two different pages have in common
     #              at their start, TREE first index into head (per NUMA node unless merged across nodes)
@@ -1270,15 +1268,8 @@ def unmerge_pages(m: Memory, first: int, pages: int) -> int:
         place = m.place[page]
         if not place & MERGEABLE or not (place & ZERO or is_ksm_page(m, page)):
             continue
-        content = content_of(m, page)
-        if frames_free(m) < 1 and copies_on_write(m, page):
+        if write_page(m, page, content_of(m, page)) != OK:
             return NO_FRAME
-        if place & SHARED:
-            m.counts[COW_KSM] += 1
-        leave_frame(m, page)
-        m.counts[PRIVATE] += 1
-        m.held[page] = content
-        m.block[page // BLOCK, DIRTY] = 1
     return OK
 
 

@@ -54,8 +54,8 @@ class Scanner:
     """Memory and KSM of one host; times are host times in ns."""
 
     def __init__(
-        self, settings: Ksm, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int, trees: int,
-        work_ps: Int64, cold_milli: int, writes: Float64, key: int,
+        self, settings: Ksm, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int,
+        trees: int, work_ps: Int64, cold_milli: int, writes: Float64, key: int,
     ) -> None:  # fmt: skip
         """*pages* is the room to begin with and grows; *guests* and *contents* are the most there will ever be."""
         self._settings = settings
@@ -246,11 +246,6 @@ class Scanner:
         return contents
 
     # --- knobs ----------------------------------------------------------------------------------------------------
-
-    @property
-    def in_batch(self) -> bool:
-        """Whether ksmd holds its mutex: a write to `run` would wait for the end of the batch."""
-        return bool(self.k.n[ksmd.PHASE] == ksmd.WORKING)
 
     def knob(self, name: str) -> int:
         """Read a file of /sys/kernel/mm/ksm."""
