@@ -190,17 +190,17 @@ HEADLINES: tuple[Metric, ...] = (
         "100 * ksmd_cpu_ns / time, mean over hosts",
     ),
     Metric(
-        "ksmd_cpu_percent_last_scan",
+        "ksmd_cpu_percent_settled",
         "%",
         "how busy ksmd keeps one core once merging has settled",
-        "100 * ksmd_cpu_ns / time between the last two ends of a full scan, mean over hosts that have two",
+        "100 * ksmd_cpu_ns / time over the last nine full scans (the cycle of smart_scan), mean over hosts",
     ),
     Metric("full_scans", "count", "full scans done", "full_scans summed over hosts at the last sample"),
     Metric(
         "scan_time_s",
         "s",
         "how long a full scan takes",
-        "median time between ends of full scans, over the last five such times of each host",
+        "mean time of the last nine full scans (the cycle of smart_scan), mean over hosts",
     ),
     Metric(
         "time_to_90_percent_s",

@@ -207,9 +207,9 @@ def _load(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        siblings = [each.name for each in path.parent.glob("*.y*ml")]
-        close = nearest(path.name, siblings)
-        remedy = f"did you mean {path.with_name(close)}?" if close else "check the path"
+        siblings = {each.stem: each for each in path.parent.glob("*.y*ml")}
+        close = nearest(path.stem, siblings)
+        remedy = f"did you mean {siblings[close]}?" if close else "check the path"
         raise UserError(Problem(file=str(path), message="no such file", remedy=remedy)) from None
     except OSError as error:
         raise UserError(Problem(file=str(path), message=f"cannot be read: {error.strerror}")) from None

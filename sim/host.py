@@ -98,6 +98,8 @@ class Host(Block):
             faults.append(At("mom", "ksmtuned and mom would fight over the same knobs", "keep one of them"))
         if faults:
             raise Several(*faults)
+        # The only moment at which a frozen block may still change: the kernel's own defaults are part of it.
+        self.__dict__["ksm"] = self.ksm.completed(kernel(self.kernel))
         return self
 
     def names(self) -> list[str]:
@@ -179,7 +181,7 @@ class Machine:
         self, host: Host, name: str, assignments: Sequence[Assignment], *, seed: int, duration: int, sample_every: int,
         progress: Callable[[int], None] | None = None, make_scanner: Callable[..., Scanner] | None = None,
     ) -> None:  # fmt: skip
-        """Times are in ns; *progress* is told the host time now and then; *make_scanner* may put an observer in place."""
+        """Times are in ns; *progress* is told the host time now and then; *make_scanner* may put in an observer."""
         import simpy
 
         from sim.sharing.scanner import Scanner

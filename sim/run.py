@@ -15,7 +15,6 @@ from sim.errors import MachineError, UserError
 from sim.host import Assignment, Host, Machine, Report
 from sim.memory.guest import Vm
 from sim.memory.image import Captured, captured_shape, pages_of
-from sim.sharing.kernels import kernel
 from sim.units import MIB, SECOND, about_bytes, about_duration
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def _load(host: Host, guests: Sequence[Assignment], duration: int) -> _Load:
     visits = batches * ksm.pages_to_scan * ksm.run
     lonely = sum(_lonely_pages(each.vm) for each in guests)
     scans = visits / pages
-    if scans > _SKIPPED_AFTER and ksm.smart_scan != 0 and kernel(host.kernel).smart_scan:
+    if scans > _SKIPPED_AFTER and ksm.smart_scan:
         visited = 1 - lonely / pages * (1 - 1 / _SKIPPED_VISITS)
         scans = _SKIPPED_AFTER + (scans - _SKIPPED_AFTER) / visited
     changing = sum(_changing_pages(each.vm) for each in guests)

@@ -85,13 +85,13 @@ def reading_block() -> str:
     result = quickstart().result
     last = result.samples.iloc[-1]
     promised, touched = float(last["mem_promised_bytes"]), float(last["mem_touched_bytes"])
-    early, late = (result.summary[name] or 0 for name in ("ksmd_cpu_percent", "ksmd_cpu_percent_last_scan"))
+    early, late = (result.summary[name] or 0 for name in ("ksmd_cpu_percent", "ksmd_cpu_percent_settled"))
     settled = about_duration(1e9 * (result.summary["time_to_90_percent_s"] or 0))
     return fill(
         f"How to read it: the guests were promised {about_bytes(promised)} and have touched {about_bytes(touched)} of "
         f"it, so the ratio would be {promised / touched:.3g} without any sharing. Memory that is not touched yet is "
         f"lent, not saved. KSM makes {about_bytes(last['mem_used_bytes'])} of the {about_bytes(touched)}, nine tenths "
-        f"of that within {settled}, for {early:.3g} % of one core on average and {late:.3g} % in the last scan.",
+        f"of that within {settled}, for {early:.3g} % of one core on average and {late:.3g} % in the end.",
         width=118,
     )
 

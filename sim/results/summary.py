@@ -8,7 +8,8 @@ from sim.columns import COUNTER_METRICS, METRICS, PAGE_BYTES
 Value = int | float | None
 Summary = dict[str, Value]
 
-_SCANS_TIMED = 5
+SMART_SCAN_CYCLE = 9
+"""Full scans in which smart_scan visits a page that never merges once."""
 
 
 def summarise(samples: pd.DataFrame, scans: pd.DataFrame) -> Summary:
@@ -83,16 +84,18 @@ def _end(samples: pd.DataFrame) -> Summary:
 
 
 def _scan_times(scans: pd.DataFrame) -> Summary:
+    """Scan time and ksmd's CPU over the last scans, as many as smart_scan needs to visit every page once."""
     durations: list[float] = []
     busy: list[float] = []
     for _, ends in scans.groupby("host"):
-        times = np.diff(ends["time_s"].to_numpy())
-        if len(times):
-            durations.extend(times[-_SCANS_TIMED:])
-            busy.append(np.diff(ends["ksmd_cpu_ns"].to_numpy())[-1] / times[-1] / 1e7)
+        last = ends[["time_s", "ksmd_cpu_ns"]].tail(SMART_SCAN_CYCLE + 1).to_numpy(dtype=float)
+        if len(last) > 1:
+            seconds, cpu_ns = last[-1] - last[0]
+            durations.append(seconds / (len(last) - 1))
+            busy.append(cpu_ns / seconds / 1e7)
     if not durations:
         return {}
-    return {"scan_time_s": float(np.median(durations)), "ksmd_cpu_percent_last_scan": float(np.mean(busy))}
+    return {"scan_time_s": float(np.mean(durations)), "ksmd_cpu_percent_settled": float(np.mean(busy))}
 
 
 def _ratio(dividend: float, divisor: float) -> float | None:

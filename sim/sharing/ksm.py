@@ -79,6 +79,11 @@ class Ksm(Block):
     changes: tuple[KsmChange, ...] = ()
     """Settings written in mid-run."""
 
+    def completed(self, kernel: Kernel) -> Ksm:
+        """The block with the kernel's own defaults written out."""
+        own = {"smart_scan": int(kernel.smart_scan), "max_page_sharing": 256 if kernel.sharing_limit else None}
+        return self.model_copy(update={name: value for name, value in own.items() if getattr(self, name) is None})
+
     def check_kernel(self, kernel: Kernel) -> Iterator[At]:
         """Faults: settings that this kernel does not have."""
         asked = {

@@ -57,7 +57,7 @@ class Scanner:
         self, settings: Ksm, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int,
         trees: int, work_ps: Int64, cold_milli: int, writes: Float64, key: int,
     ) -> None:  # fmt: skip
-        """*pages* is the room to begin with and grows; *guests* and *contents* are the most there will ever be."""
+        """*settings* are complete for the kernel; *pages* is the room to begin with, *guests* and *contents* the most."""
         self._settings = settings
         self._kernel = kernel
         blocks = blocks_of(pages)
@@ -110,7 +110,7 @@ class Scanner:
         n[ksmd.RUN] = settings.run
         n[ksmd.PAGES_TO_SCAN] = settings.pages_to_scan
         n[ksmd.SLEEP_MILLISECS] = settings.sleep_millisecs
-        n[ksmd.MAX_PAGE_SHARING] = (settings.max_page_sharing or 256) if kernel.sharing_limit else _NO_LIMIT
+        n[ksmd.MAX_PAGE_SHARING] = settings.max_page_sharing or _NO_LIMIT
         n[ksmd.USE_ZERO_PAGES] = settings.use_zero_pages
         n[ksmd.PRUNE_MILLISECS] = settings.stable_node_chains_prune_millisecs
         n[ksmd.TARGET_SCAN_TIME] = settings.advisor_target_scan_time
@@ -124,8 +124,7 @@ class Scanner:
         n[ksmd.COUNTS_LAST_BATCH] = kernel.counts_last_batch
         n[ksmd.EXACT_SLEEP] = kernel.exact_sleep
         n[ksmd.PROMPT_TIMERS] = not kernel.late_timers
-        smart = settings.smart_scan if settings.smart_scan is not None else 1
-        self._set_smart_scan(bool(smart) and kernel.smart_scan)
+        self._set_smart_scan(bool(settings.smart_scan))
         if settings.advisor_mode != "none":
             self._set_advisor(settings.advisor_mode)
 
