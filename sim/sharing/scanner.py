@@ -57,7 +57,7 @@ class Scanner:
         self, settings: Ksm, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int,
         trees: int, work_ps: Int64, cold_milli: int, writes: Float64, key: int,
     ) -> None:  # fmt: skip
-        """*settings* are complete for the kernel; *pages* is the room to begin with, *guests* and *contents* the most."""
+        """*settings* are complete for the kernel; *pages* is room to begin with, *guests* and *contents* the most."""
         self._settings = settings
         self._kernel = kernel
         blocks = blocks_of(pages)
