@@ -13,6 +13,7 @@ The package in reading order; a file imports only from what stands above it.
     host          one machine over time
     scenario/     the typed question
     results/      tables, summary, result folders
+    sizing        what a run will take, known before it starts
     run           scenario in, result out
     report/       pictures and one self-contained page
     lab/          the real kernel
@@ -25,16 +26,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sim.results import load
-    from sim.run import Result, estimate, run
+    from sim.run import Result, run
     from sim.scenario import Scenario, parse
     from sim.scenario import load as read
+    from sim.sizing import estimate
 
 __all__ = ["Result", "Scenario", "estimate", "load", "parse", "read", "run"]
 
 _HOMES = {
     "Result": ("sim.run", "Result"),
     "Scenario": ("sim.scenario", "Scenario"),
-    "estimate": ("sim.run", "estimate"),
+    "estimate": ("sim.sizing", "estimate"),
     "load": ("sim.results", "load"),
     "parse": ("sim.scenario", "parse"),
     "read": ("sim.scenario", "load"),

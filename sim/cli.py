@@ -233,9 +233,9 @@ def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None
 
     The last line printed is the folder of the result.
     """
-    from sim.run import estimate
     from sim.run import run as simulate
     from sim.scenario import load
+    from sim.sizing import estimate
 
     scenario = load(file, overrides, seed)
     _refuse_unwritable(out)
@@ -290,8 +290,8 @@ def explain(console: Console, file: Path, overrides: Sequence[str], seed: int | 
     The text printed is a scenario again; the estimate stands above it in comments.
     """
     from sim.document import dump
-    from sim.run import estimate
     from sim.scenario import load
+    from sim.sizing import estimate
 
     scenario = load(file, overrides, seed)
     rows = estimate(scenario).rows()

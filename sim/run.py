@@ -7,15 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from sim.columns import PAGE_BYTES
 from sim.errors import MachineError, UserError
-from sim.host import Assignment, Host, Machine, Report
-from sim.memory.guest import Vm
-from sim.memory.image import Captured, captured_shape, pages_of
-from sim.units import MIB, SECOND, about_bytes, about_duration
+from sim.host import Machine, Report
+from sim.sizing import estimate
+from sim.units import about_bytes, about_duration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,24 +24,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, str], None]
 
-# Measured by the runs named in `estimate`: what a run takes for each thing it holds or does.
-_BASE_BYTES: Final = 240 * MIB
-_PAGE_BYTES: Final = 20
-_ROW_BYTES: Final = 1300
-_START_S: Final = 1.4
-_PAGE_S: Final = 1.2e-7
-_GUEST_S: Final = 4e-4
-_SAMPLE_S: Final = 4.5e-5
-_BATCH_S: Final = 4e-7
-_SCAN_S: Final = 5e-6
-_CALM_VISIT_S: Final = 1e-9
-_CHANGING_VISIT_S: Final = 2.7e-8
-_BURST_WRITE_S: Final = 1.1e-7
-
-_KSMD_VISIT_NS: Final = 1000
-_SKIPPED_AFTER: Final = 4
-_SKIPPED_VISITS: Final = 8
-_CAPTURED_LONELY: Final = 1 / 3
 _MOST_PAGES: Final = 1 << 30
 _PACKAGES: Final = ("overcommit", "simpy", "numpy", "numba", "pandas", "pyarrow")
 
@@ -60,126 +40,6 @@ class Result:
     manifest: Mapping[str, Any]
     summary: Summary
     verdicts: Sequence[Verdict]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will take on this machine."""
-
-    hosts: int
-    guests: int
-    pages: int
-    peak_pages: int
-    """Pages of the fullest host at its busiest moment."""
-    visits: float
-    """Most page visits ksmd can make."""
-    memory_bytes: int
-    cpu_seconds: float
-    samples: int
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Names and values to print."""
-        return [
-            ("hosts", f"{self.hosts:,}"),
-            ("guests", f"{self.guests:,}"),
-            ("guest pages", f"{self.pages:,} ({about_bytes(self.pages * PAGE_BYTES)})"),
-            ("page visits", f"at most {self.visits:,.0f}"),
-            ("samples", f"{self.samples:,}"),
-            ("memory needed", about_bytes(self.memory_bytes)),
-            ("CPU time needed", about_duration(self.cpu_seconds * SECOND)),
-        ]
-
-
-@dataclass(frozen=True)
-class _Load:
-    """What one host has to do: pages at the busiest moment, and counts over the whole run."""
-
-    peak: int
-    pages: int
-    visits: float
-    scans: float
-    cpu_seconds: float
-
-
-def estimate(scenario: Scenario) -> Estimate:
-    """What running the scenario will take; compiling, once after an installation, takes 20 s more.
-
-    CPU time and peak memory were within a factor of two of those measured for 16 runs of 64 MiB to 200 GiB of guests
-    over 2 min to 24 h (Intel Xeon, Emerald Rapids; Python 3.11). Settings changed in mid-run are not foreseen.
-    """
-    assignments = scenario.assignments()
-    loads = [_load(host, assignments[name], scenario.duration) for host, name in scenario.host_names()]
-    guests = sum(map(len, assignments.values()))
-    samples = (scenario.duration // scenario.sample_every + 1) * len(loads)
-    peak = max(load.peak for load in loads)
-    rows = samples + sum(load.scans for load in loads)
-    images = sum(3 * snapshots * pages * 4 for snapshots, pages in
-                 (captured_shape(image.path) for image in scenario.captured()))  # fmt: skip
-    return Estimate(
-        hosts=len(loads),
-        guests=guests,
-        pages=sum(load.pages for load in loads),
-        peak_pages=peak,
-        visits=sum(load.visits for load in loads),
-        memory_bytes=round(_BASE_BYTES + peak * _PAGE_BYTES + rows * _ROW_BYTES + images),
-        cpu_seconds=_START_S + guests * _GUEST_S + samples * _SAMPLE_S + sum(load.cpu_seconds for load in loads),
-        samples=samples,
-    )
-
-
-def _load(host: Host, guests: Sequence[Assignment], duration: int) -> _Load:
-    pages = sum(each.vm.pages for each in guests)
-    writes = sum(_burst_writes(each) for each in guests)
-    if not pages:
-        return _Load(0, 0, 0.0, 0.0, 0.0)
-    ksm = host.ksm
-    ticks = -(-ksm.sleep_millisecs * host.hz // 1000) + 1 if ksm.sleep_millisecs else 0
-    batches = duration / max(ticks * SECOND // host.hz + ksm.pages_to_scan * _KSMD_VISIT_NS, _KSMD_VISIT_NS)
-    visits = batches * ksm.pages_to_scan * ksm.run
-    lonely = sum(_lonely_pages(each.vm) for each in guests)
-    scans = visits / pages
-    if scans > _SKIPPED_AFTER and ksm.smart_scan:
-        visited = 1 - lonely / pages * (1 - 1 / _SKIPPED_VISITS)
-        scans = _SKIPPED_AFTER + (scans - _SKIPPED_AFTER) / visited
-    changing = sum(_changing_pages(each.vm) for each in guests)
-    cpu = pages * _PAGE_S + writes * _BURST_WRITE_S + batches * _BATCH_S
-    cpu += scans * (_SCAN_S + pages * _CALM_VISIT_S + changing * _CHANGING_VISIT_S)
-    return _Load(_peak_pages(guests, duration), pages, visits, scans, cpu)
-
-
-def _peak_pages(guests: Sequence[Assignment], duration: int) -> int:
-    changes = [(each.start, each.vm.pages) for each in guests]
-    changes += [(each.stop, -each.vm.pages) for each in guests if each.stop < duration]
-    return max(accumulate(pages for _, pages in sorted(changes)))
-
-
-def _changing_pages(vm: Vm) -> int:
-    """Pages that are written at random."""
-    image = vm.content
-    if vm.fork_of or isinstance(image, Captured):
-        return 0
-    return sum(pages_of(part.size, vm.pages) for part in image.parts if part.writes)
-
-
-def _lonely_pages(vm: Vm) -> int:
-    """Pages that smart_scan will come to skip."""
-    image = vm.content
-    if vm.fork_of or isinstance(image, Captured):
-        return round(vm.pages * _CAPTURED_LONELY)
-    lonely = (part for part in image.parts
-              if part.writes or not (part.pool or part.duplicates or part.zero or part.untouched))  # fmt: skip
-    return sum(pages_of(part.size, vm.pages) for part in lonely)
-
-
-def _burst_writes(guest: Assignment) -> float:
-    """Pages that the guest's bursts write."""
-    image = guest.vm.content
-    sizes = {} if isinstance(image, Captured) else {part.name: part.size for part in image.parts}
-    written = 0.0
-    for burst in guest.vm.bursts:
-        times = 1 + ((guest.stop - guest.start) // burst.every if burst.every else 0)
-        written += times * burst.share * pages_of(sizes.get(burst.part, 1.0), guest.vm.pages)
-    return written
 
 
 def run(scenario: Scenario, progress: Progress | None = None) -> Result:

@@ -36,7 +36,7 @@ REPEATS: Final = 5
 _COLD_FACTORS: Final = np.arange(0, 4.01, 0.05)
 _LEAST_NS: Final = 50_000.0
 _MOST_SCANS: Final = 24
-_PRIOR_WEIGHT: Final = 0.1
+_PRIOR_WEIGHT: Final = 0.3
 _COPIES: Final = 20_000
 _CONTENTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "pool": {"pool": "pool"},
@@ -76,6 +76,9 @@ def workloads() -> Iterator[tuple[Scenario, Pattern]]:
     yield _workload("differ-late", _guest(10_000, "own", differs_at=PAGE_BYTES - 8), pages_to_scan=1_000), "late"
     yield _workload("pairs", _guest(20_000, "pool", count=2), pages_to_scan=4_000), "random"
     yield _workload("merged", _guest(10_000, "pool", count=2), pages_to_scan=200, seconds=8), "random"
+    for pages, batch in ((4_000, 1_000), (30_000, 5_000)):
+        guests = [_guest(pages, "pool", count=2), _guest(pages, "own") | {"name": "other"}]
+        yield _workload(f"both-trees-{pages}", *guests, pages_to_scan=batch), "random"
     yield _workload("copies", _guest(20_000, "copies"), pages_to_scan=2_000), "random"
     yield _workload("chain", _guest(20_000, "zero"), pages_to_scan=2_000, max_page_sharing=16), "random"
     yield _workload("zero", _guest(20_000, "zero"), pages_to_scan=2_000, use_zero_pages=1), "random"
