@@ -79,8 +79,8 @@ class Prices(Block):
     cow_break: Price
     """Copy on write, paid by the guest."""
     cold_caches: Factor
-    """Surcharge for caches gone cold while ksmd slept: the factor times ln(1 + v/100) 100/v of the cost of a batch with v
-    visits."""
+    """Surcharge for caches gone cold while ksmd slept: the factor times ln(1 + v/100) 100/v of the cost of a batch
+    with v visits."""
 
     def picoseconds(self, kind: str) -> int:
         """The price of one kind of work."""

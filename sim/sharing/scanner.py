@@ -295,7 +295,8 @@ class Scanner:
         if (mode == "scan-time") == bool(n[ksmd.ADVISOR]):
             return
         n[ksmd.ADVISOR] = mode == "scan-time"
-        n[[ksmd.ADVISOR_CPU, ksmd.ADVISOR_LAST, ksmd.ADVISOR_CHANGE]] = 0
+        # The kernel forgets when the scan began, so that the first one seems to have lasted since boot.
+        n[[ksmd.ADVISOR_CPU, ksmd.ADVISOR_LAST, ksmd.ADVISOR_CHANGE, ksmd.PASS_START]] = 0
         n[ksmd.PAGES_TO_SCAN] = self._settings.advisor_min_pages_to_scan if n[ksmd.ADVISOR] else 100
 
     # --- time -----------------------------------------------------------------------------------------------------
