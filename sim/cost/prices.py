@@ -76,6 +76,8 @@ class Prices(Block):
     """Attaching the item of a forked KSM page."""
     dup: Price
     """Looking at one more KSM page of a chain."""
+    node_level: Price
+    """Looking at the stable node of a merged page, once for each doubling of the number of nodes: they are colder."""
     cow_break: Price
     """Copy on write, paid by the guest."""
     cold_caches: Factor

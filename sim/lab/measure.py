@@ -1,6 +1,6 @@
 """What ksmd's work costs on this machine: workloads timed on the kernel, counted in the simulator, and prices fitted.
 
-`python -m sim.lab.measure NAME > NAME.yaml` writes a price set; it takes about eight minutes on a quiet machine.
+`python -m sim.lab.measure NAME > NAME.yaml` writes a price set; it takes about seven minutes on a quiet machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sim.sharing.scanner import ROW, Scanner
 
 Vector = npt.NDArray[np.float64]
 
-REPEATS: Final = 5
+REPEATS: Final = 4
 """Runs of each workload; of every full scan the fastest counts, since other work only ever slows ksmd down."""
 _COLD_FACTORS: Final = np.arange(0, 4.01, 0.05)
 _LEAST_NS: Final = 50_000.0
@@ -255,7 +255,7 @@ def _processor() -> str:
 
 def main() -> None:
     """Write the price set of this machine to the standard output."""
-    parser = argparse.ArgumentParser(description="Measure what ksmd's work costs on this machine (root, about 8 min).")
+    parser = argparse.ArgumentParser(description="Measure what ksmd's work costs on this machine (root, about 7 min).")
     parser.add_argument("name", help="name of the price set and of its file")
     sys.stdout.write(dump(price_set(parser.parse_args().name)))
 

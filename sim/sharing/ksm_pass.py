@@ -73,12 +73,12 @@ SMART_PROCESSED = (0, 1, 2, 3, 5, 8, 13)
 
 WORK = (
     "batch", "scan", "visit_ksm", "visit", "checksum", "stable_level", "unstable_level", "compare_byte", "item",
-    "skip", "absent", "insert", "merge", "promote", "zero_merge", "attach", "dup",
+    "skip", "absent", "insert", "merge", "promote", "zero_merge", "attach", "dup", "node_level",
 )  # fmt: skip
 """What ksmd does, counted: each has a price (see cost/prices.py)."""
 (
     W_BATCH, W_SCAN, W_VISIT_KSM, W_VISIT, W_CHECKSUM, W_STABLE_LEVEL, W_UNSTABLE_LEVEL, W_COMPARE_BYTE, W_ITEM,
-    W_SKIP, W_ABSENT, W_INSERT, W_MERGE, W_PROMOTE, W_ZERO_MERGE, W_ATTACH, W_DUP,
+    W_SKIP, W_ABSENT, W_INSERT, W_MERGE, W_PROMOTE, W_ZERO_MERGE, W_ATTACH, W_DUP, W_NODE_LEVEL,
 ) = range(len(WORK))  # fmt: skip
 MERGE_WORK = ("merge", "promote", "zero_merge", "attach")
 
@@ -603,6 +603,7 @@ def unstable_search_insert(m: Memory, k: Ksm, page: int, content: int) -> bool:
 def visit_merged(k: Ksm) -> None:
     """The visit of a page whose item is attached to the KSM page it maps: nothing is to be done."""
     spend(k, W_VISIT_KSM, 1)
+    spend(k, W_NODE_LEVEL, levels(k.n[NODES]))
     if k.n[NODE_HOLDS_PAGE] == 0:
         spend(k, W_STABLE_LEVEL, descent(levels(k.n[STABLE_TREE])))
         spend(k, W_COMPARE_BYTE, 4096)
@@ -763,6 +764,7 @@ def quiet_work(m: Memory, k: Ksm, block: int, inserted: int, skipped: int, times
     differing = inserted * (stable + unstable) * k.slot[m.block[block, GUEST], DIFFERS_AT]
     return int(
         priced(k, W_VISIT_KSM, merged, times)
+        + priced(k, W_NODE_LEVEL, merged * levels(k.n[NODES]), times)
         + priced(k, W_VISIT, inserted, times)
         + priced(k, W_CHECKSUM, inserted, times)
         + priced(k, W_INSERT, inserted, times)

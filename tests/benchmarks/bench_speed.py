@@ -1,4 +1,4 @@
-"""How fast the simulator is: ratios, all measured in one run. By hand: `python tests/benchmarks/bench_speed.py`.
+"""How fast the simulator is: ratios, all measured in one run. By hand: `python tests/benchmarks/bench_speed.py` where the package is installed.
 
 Compares with ksmd itself where this machine can run it (root, KSM); otherwise with ksmd's CPU time by the price set.
 """
@@ -75,7 +75,7 @@ def whole_process(data: dict[str, Any], cache: str | None = None) -> Cost:
         file = Path(folder, "scenario.yaml")
         file.write_text(dump(data))
         environment = os.environ | ({"XDG_CACHE_HOME": cache} if cache else {})
-        command = [sys.executable, "-m", "sim", "-q", "run", str(file), "--out", folder]
+        command = [sys.executable, "-m", "sim", "run", "-q", str(file), "--out", folder]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
     if status:

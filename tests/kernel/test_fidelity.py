@@ -147,7 +147,10 @@ def test_changing_memory_stays_inside_the_kernels_own_spread(case: str, kernel_r
 
 @pytest.mark.parametrize("case", [*STATIC, *CHANGING])
 def test_full_scans_take_as_long_as_the_kernels(case: str, report: Callable[[str], None]) -> None:
-    """Only against recordings, which are made on a quiet machine: other work delays ksmd."""
+    """Within 3 %, but for what the price set makes ksmd's CPU time differ, which is reported.
+
+    Only against recordings, which are made on a quiet machine: other work delays ksmd.
+    """
     (measured, *_) = recorded(case)
     last = simulated(case).index.intersection(measured.index)[-1]
     (time, cpu), (real_time, real_cpu) = (
@@ -158,4 +161,4 @@ def test_full_scans_take_as_long_as_the_kernels(case: str, report: Callable[[str
         f"ksmd {real_cpu / 1e6:7.1f} ms ({cpu / real_cpu - 1:+6.1%})"
     )
 
-    assert time == pytest.approx(real_time, rel=0.03)
+    assert time == pytest.approx(real_time, abs=0.03 * real_time + abs(cpu - real_cpu) / 1e9)
