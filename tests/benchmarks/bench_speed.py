@@ -1,6 +1,7 @@
-"""How fast the simulator is: ratios, all measured in one run. By hand: `python tests/benchmarks/bench_speed.py` where the package is installed.
+"""How fast the simulator is: ratios, all measured in one run.
 
-Compares with ksmd itself where this machine can run it (root, KSM); otherwise with ksmd's CPU time by the price set.
+By hand, where the package is installed: `python tests/benchmarks/bench_speed.py`. Compares with ksmd itself where this
+machine can run it (root, KSM); otherwise with ksmd's CPU time by the price set.
 """
 
 import os
