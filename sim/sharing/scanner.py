@@ -100,7 +100,6 @@ class Scanner:
         self.k.n[ksmd.KEY] = np.uint64(key).astype(np.int64)
         self._contents = contents
         self._trees = trees
-        self._row = np.zeros((1, ROW), np.int64)
         self._free_blocks: list[tuple[int, int]] = [(0, blocks)] if blocks else []
         self._leaving: set[int] = set()
 
@@ -327,8 +326,8 @@ class Scanner:
 
     def snapshot(self, now: int) -> Int64:
         """Every counter as it is now; see ksm_pass.snapshot."""
-        ksmd.snapshot(self.m, self.k._replace(log=self._row), now, 0)
-        return cast(Int64, self._row[0])
+        ksmd.snapshot(self.m, self.k, now, 0)  # the log is empty: `_run` hands it out before it returns
+        return cast(Int64, self.k.log[0])
 
     # --- room -----------------------------------------------------------------------------------------------------
 
