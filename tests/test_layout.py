@@ -26,7 +26,7 @@ TEXTS = sorted(
 )
 LISTED = re.findall(r"^    ([a-z_]+)/?  ", str(sim.__doc__), re.MULTILINE)
 
-UNWANTED = ("TO" + "DO", "FIX" + "ME", "lorem " + "ipsum", "/work/" + "main", "/work/" + "shared", "/tmp/" + "brief")
+UNWANTED = ("TO" + "DO", "FIX" + "ME", "lorem " + "ipsum")
 
 
 def name(file: Path) -> str:

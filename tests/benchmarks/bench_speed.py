@@ -80,10 +80,20 @@ def whole_process(data: dict[str, Any], cache: str | None = None) -> Cost:
         environment = os.environ | ({"XDG_CACHE_HOME": cache} if cache else {})
         command = [sys.executable, "-m", "sim", "run", "-q", str(file), "--out", folder]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
+        peak_bytes = 0
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            peak_bytes = max(peak_bytes, peak_of(process.pid))
+            time.sleep(0.02)
+        _, status, usage = ended
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return Cost(usage.ru_utime + usage.ru_stime, peak_bytes)
+
+
+def peak_of(pid: int) -> int:
+    """Peak memory of a process in bytes; ru_maxrss would include this one's, from before the exec."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def ksmd_ns_per_visit(scenario: Scenario) -> tuple[float, str]:
