@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +92,7 @@ def _result(scenario: Scenario, digest: str, reports: Sequence[Report], wall_s: 
         "versions": versions,
         "wall_s": round(wall_s, 3),
         "cpu_s": round(cpu_s, 3),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": _kib("/proc/self/status", "VmHWM") * 1024,
         "work": {name: sum(report.work[name] for report in reports) for name in reports[0].work},
     }
     verdicts = [expectation.check(summary) for expectation in scenario.expect]
@@ -119,8 +118,10 @@ def _version(package: str) -> str:
 
 def _available_bytes() -> int:
     """Memory that this process may still use."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 62
+    return _kib("/proc/meminfo", "MemAvailable") * 1024
+
+
+def _kib(file: str, name: str) -> int:
+    """One figure, in KiB, of a file of /proc; ru_maxrss would count what the parent held before this process began."""
+    with open(file, encoding="ascii") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
