@@ -339,6 +339,25 @@ def new(name: str) -> None:
     click.echo(file)
 
 
+@main.group()
+def lab() -> None:
+    """Hold the simulation against this machine's own kernel (Linux with KSM; most verbs need root)."""
+
+
+@lab.command()
+@_talks
+@click.pass_obj
+def restore(console: Console) -> None:
+    """Put back what an interrupted lab left: KSM's settings, ksmd's scheduling, guest processes."""
+    from sim.lab.machine import restore as heal
+
+    healed = heal()
+    if console.json:
+        console.data(_as_json({"restored": healed}))
+    else:
+        console.data("restored what an interrupted lab left" if healed else "nothing to restore")
+
+
 # --- what the verbs print ----------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,8 @@ RUNS = 3
 """Kernel runs that span the spread of a changing case, and attempts at an undisturbed run of a static one."""
 TOLERANCE = 0.01
 """Share of the pages by which a changing case may leave the kernel's spread."""
+PACE = 0.05
+"""Share by which the kernel's scans may be slower or faster for a changing case to say anything."""
 
 Source = Callable[[str], list[pd.DataFrame]]
 
@@ -49,7 +51,10 @@ def simulated(case: str) -> pd.DataFrame:
 def live(case: str) -> list[pd.DataFrame]:
     """This machine's scans: three runs of a changing case, an undisturbed one of a static case."""
     if case in CHANGING:
-        return [numbered(replay(scenario(case)).scans) for _ in range(RUNS)]
+        runs = [numbered(replay(scenario(case)).scans) for _ in range(RUNS)]
+        if not all(keeps_pace(case, scans) for scans in runs):
+            pytest.skip("ksmd scans more slowly here than where its prices were measured, so each scan sees more writes")
+        return runs
     for _ in range(RUNS):
         before = migrations()
         scans = numbered(replay(scenario(case)).scans)
@@ -84,6 +89,13 @@ def in_step(case: str, scans: pd.DataFrame) -> bool:
     times += [moment for guest in plan.guests for moment in (guest.start_ns, guest.stop_ns) if moment]
     seconds = np.array(times) / 1e9
     return np.array_equal(*(np.searchsorted(each["time_s"], seconds) for each in (scans, simulated(case))))
+
+
+def keeps_pace(case: str, scans: pd.DataFrame) -> bool:
+    """Whether the kernel's scans end about when the simulated ones do: then each has seen the same writes."""
+    last = simulated(case).index.intersection(scans.index)[-1]
+    times = scans.loc[last, "time_s"], simulated(case).loc[last, "time_s"]
+    return len(scans) >= 0.9 * len(simulated(case)) and max(times) <= (1 + PACE) * min(times)
 
 
 def keep(case: str, runs: list[pd.DataFrame]) -> None:
