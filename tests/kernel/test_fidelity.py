@@ -53,7 +53,7 @@ def live(case: str) -> list[pd.DataFrame]:
     if case in CHANGING:
         runs = [numbered(replay(scenario(case)).scans) for _ in range(RUNS)]
         if not all(keeps_pace(case, scans) for scans in runs):
-            pytest.skip("ksmd scans more slowly here than where its prices were measured, so each scan sees more writes")
+            pytest.skip("ksmd scans more slowly here than where its prices were measured: its scans see more writes")
         return runs
     for _ in range(RUNS):
         before = migrations()
