@@ -97,6 +97,7 @@ SAMPLES: tuple[Column, ...] = (
     _memory("mem_promised_bytes", "sum of the memory sizes of the running guests"),
     _memory("mem_touched_bytes", "guest memory that has been written at least once and is still held"),
     _memory("mem_private_bytes", "frames that one guest page uses alone"),
+    _memory("mem_huge_bytes", "its part in huge pages"),
     _memory("mem_shared_bytes", "frames that guest pages share"),
     _memory("mem_metadata_bytes", "KSM's own records: page items, stable nodes, slots"),
     _memory("mem_used_bytes", "private + shared + metadata"),

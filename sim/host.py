@@ -16,11 +16,12 @@ from sim.cost.prices import Prices
 from sim.errors import At, Several
 from sim.memory.guest import Advice, Burst, Vm
 from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
+from sim.memory.thp import Daemon, Thp
 from sim.sharing.kernels import KERNELS, Kernel, kernel
 from sim.sharing.ksm import Ksm, KsmChange
 from sim.sharing.tuners import Choice, Ksmtuned, Mom, Usage
 from sim.streams import generator, key
-from sim.units import SECOND, Block, Bytes, Name, format_bytes
+from sim.units import MILLISECOND, SECOND, Block, Bytes, Name, format_bytes
 
 if TYPE_CHECKING:
     import simpy
@@ -57,6 +58,8 @@ class Host(Block):
     """Price set: what work costs in CPU time."""
     ksm: Ksm = Ksm()
     """Kernel Samepage Merging."""
+    thp: Thp = Thp()
+    """Transparent huge pages."""
     ksmtuned: Ksmtuned | None = None
     """Let ksmtuned turn KSM's knobs."""
     mom: Mom | None = None
@@ -94,6 +97,8 @@ class Host(Block):
             price_sets.load(self.prices, self._folder)
         except At as fault:
             faults.append(At("prices", fault.message, fault.remedy))
+        if self.thp.enabled != "never" and not kernel(self.kernel).huge_pages:
+            faults.append(At("thp.enabled", f"Linux {self.kernel} has no huge pages", "2.6.38 brought them"))
         if self.ksmtuned and self.mom:
             faults.append(At("mom", "ksmtuned and mom would fight over the same knobs", "keep one of them"))
         if faults:
@@ -208,6 +213,7 @@ class Machine:
         self.space = ContentSpace()
         self.captures = self._load_captures()
         self.layouts: dict[str, dict[str, PageNumbers]] = {}
+        self.khugepaged = Daemon(host.thp.khugepaged)
         self.classes: dict[tuple[float, str], int] = {}
         writes = self._write_classes()
         contents = self._reserve_contents()
@@ -303,6 +309,8 @@ class Machine:
         env.process(self._sample())
         if self.host.ksm.changes:
             env.process(self._change_settings(self.host.ksm.changes))
+        if self.host.thp.enabled != "never":
+            env.process(self._collapse())
         tuner = self.host.ksmtuned or self.host.mom
         if tuner:
             env.process(self._tune(tuner))
@@ -381,8 +389,10 @@ class Machine:
         self.running += 1
         self.scanner.add(
             guest.index, vm.pages, key=key(self.seed, "guest", guest.name), now=now, level=guest.level,
-            differs_at=vm.differs_at, node=guest.node,
+            differs_at=vm.differs_at, node=guest.node, thp=self.host.thp.gives(vm.huge_pages),
         )  # fmt: skip
+        if self.host.thp.gives(vm.huge_pages):
+            self.khugepaged.register(guest.index)
         if parent is not None:
             guest.places = parent.places
             self.space.count = self.scanner.fork(parent.index, guest.index, self.space.count, now)
@@ -544,6 +554,7 @@ class Machine:
         guest.ended, guest.end = now, end
         self.promised -= guest.vm.memory
         self.running -= 1
+        self.khugepaged.forget(guest.index)
         self.scanner.remove(guest.index)
 
     # --- settings -------------------------------------------------------------------------------------------------
@@ -563,6 +574,12 @@ class Machine:
             self._note(None, "setting-refused", f"{name} = {value}: {refused}")
         else:
             self._note(None, "setting", f"{name} = {value}")
+
+    def _collapse(self) -> Steps:
+        """khugepaged: woken every time it has slept, it works at once."""
+        while True:
+            yield self.env.timeout(self.host.thp.khugepaged.scan_sleep_millisecs * MILLISECOND or 1)
+            self.khugepaged.wake(self.scanner.m, int(self.env.now))
 
     def _tune(self, tuner: Ksmtuned | Mom) -> Steps:
         daemon = tuner.start()
@@ -611,9 +628,6 @@ class Machine:
         return {
             **columns,
             "host": [self.name] * len(log),
-            "thp_split_page": np.zeros(len(log), np.int64),
-            "thp_fault_alloc": np.zeros(len(log), np.int64),
-            "thp_collapse_alloc": np.zeros(len(log), np.int64),
             "pswpin": np.zeros(len(log), np.int64),
             "pswpout": np.zeros(len(log), np.int64),
             "guests_running": others[:, 1],

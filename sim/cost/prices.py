@@ -78,6 +78,8 @@ class Prices(Block):
     """Looking at one more KSM page of a chain."""
     node_level: Price
     """Looking at the stable node of a merged page, once for each doubling of the number of nodes: they are colder."""
+    split: Price
+    """Splitting a huge page."""
     cow_break: Price
     """Copy on write, paid by the guest."""
     cold_caches: Factor

@@ -32,6 +32,7 @@ Keys = npt.NDArray[np.uint64]
 Pages = npt.NDArray[np.int64]
 
 PAGE_BYTES: Final = 4096
+HUGE_BYTES: Final = 2 << 20
 _WORDS: Final = PAGE_BYTES // 8
 _CHUNK_PAGES: Final = 256
 _WRITER_TICK_NS: Final = 1_000_000
@@ -101,10 +102,10 @@ class GuestServer:
         self._connection = Connection(ours.detach())
         self._guests: list[GuestProcess] = []
 
-    def spawn(self, name: str, pages: int, pattern: Pattern) -> GuestProcess:
+    def spawn(self, name: str, pages: int, pattern: Pattern, huge_pages: bool = False) -> GuestProcess:
         """A new guest with an area of `pages` pages, none of them present and none mergeable."""
         guest = self._adopt(name, self._hand_over_line)
-        guest.call("map", pages, pattern)
+        guest.call("map", pages, pattern, huge_pages)
         return guest
 
     def fork(self, parent: GuestProcess, name: str, plan: Sequence[Act] = ()) -> GuestProcess:
@@ -293,12 +294,17 @@ class _Guest:
             self._connection.send((traceback.format_exc(), None))
             os._exit(1)
 
-    def map(self, pages: int, pattern: Pattern) -> None:
-        """Reserve the area; a page comes into being when it is first written."""
+    def map(self, pages: int, pattern: Pattern, huge_pages: bool) -> None:
+        """Reserve the area, from a 2 MiB boundary; a page comes into being when it or its huge page is written."""
         self._pattern = pattern
-        self._area = mmap.mmap(-1, pages * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        size = pages * PAGE_BYTES
+        self._area = mmap.mmap(-1, size + HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._offset = -np.frombuffer(self._area, np.uint8).ctypes.data % HUGE_BYTES
         self._area.madvise(mmap.MADV_NOHUGEPAGE)
-        self._words = np.frombuffer(self._area, dtype=np.uint64).reshape(pages, _WORDS)
+        if huge_pages:
+            self._area.madvise(mmap.MADV_HUGEPAGE, self._offset, size)
+        words = np.frombuffer(self._area, np.uint64, pages * _WORDS, self._offset)
+        self._words = words.reshape(pages, _WORDS)
 
     def write(self, pages: Pages, keys: Keys) -> None:
         """Fill pages with the contents of keys, a cache-sized part at a time."""
@@ -312,7 +318,7 @@ class _Guest:
 
     def madvise(self, first: int, count: int, advice: Advice) -> None:
         """Pass advice about a range to the kernel."""
-        self._area.madvise(getattr(mmap, f"MADV_{advice}"), first * PAGE_BYTES, count * PAGE_BYTES)
+        self._area.madvise(getattr(mmap, f"MADV_{advice}"), self._offset + first * PAGE_BYTES, count * PAGE_BYTES)
 
     def touch(self, pages: Pages, word: int) -> int:
         """Store a word in each page and time it."""

@@ -21,6 +21,7 @@ from typing import Final, NoReturn, TypedDict
 from sim.errors import MachineError
 
 KSM: Final = Path("/sys/kernel/mm/ksm")
+THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
 LOCK: Final = Path("/run/overcommit-lab.lock")
 STATE: Final = Path("/run/overcommit-lab.json")
 TOKEN_VARIABLE: Final = "OVERCOMMIT_LAB"
@@ -39,6 +40,8 @@ COUNTERS: Final = (
     "general_profit",
     "pages_to_scan",
 )
+
+VMSTAT: Final = ("cow_ksm", "thp_split_page", "thp_fault_alloc", "thp_collapse_alloc")
 
 DEFAULTS: Final[Mapping[str, int | str]] = {
     "pages_to_scan": 100,
@@ -60,10 +63,11 @@ _KILL_TIMEOUT_S: Final = 10.0
 
 
 class _State(TypedDict):
-    """What is put back: every writable knob and how ksmd was scheduled."""
+    """What is put back: every writable knob of KSM and of huge pages, and how ksmd was scheduled."""
 
     token: str
     knobs: dict[str, str]
+    thp: dict[str, str]
     ksmd_cpus: list[int]
     ksmd_policy: int
     ksmd_priority: int
@@ -95,9 +99,9 @@ class Ksm:
         return int(os.pread(self._files[counter], 64, 0))
 
     def counters(self) -> dict[str, int]:
-        """All KSM counters, `cow_ksm` and `ksmd_cpu_ns`, read one after the other."""
+        """All KSM counters, those of `VMSTAT` and `ksmd_cpu_ns`, read one after the other."""
         values = {name: int(os.pread(descriptor, 64, 0)) for name, descriptor in self._files.items()}
-        values["cow_ksm"] = self._cow_ksm()
+        values |= self._vmstat_counters()
         values["ksmd_cpu_ns"] = self.ksmd_cpu_ns()
         return values
 
@@ -137,12 +141,17 @@ class Ksm:
         for name, value in _writing_order(knobs):
             _write_knob(name, value)
 
-    def _cow_ksm(self) -> int:
+    def set_thp(self, **knobs: int | str) -> None:
+        """Write settings of huge pages: `enabled`, and those of khugepaged by their own names."""
+        for name, value in knobs.items():
+            _write(THP / name if name == "enabled" else THP / "khugepaged" / name, value)
+
+    def _vmstat_counters(self) -> dict[str, int]:
         text = b""
         while chunk := os.pread(self._vmstat, 1 << 16, len(text)):
             text += chunk
-        _, _, rest = text.partition(b"\ncow_ksm ")
-        return int(rest.split(maxsplit=1)[0]) if rest else 0
+        fields = dict(line.split() for line in text.decode().splitlines())
+        return {name: int(fields.get(name, 0)) for name in VMSTAT}
 
 
 def check_abilities() -> None:
@@ -252,6 +261,7 @@ def _save() -> _State:
     state = _State(
         token=uuid.uuid4().hex,
         knobs={name: _read_knob(name) for name in sorted(writable)},
+        thp=_thp_knobs(),
         ksmd_cpus=sorted(os.sched_getaffinity(ksmd)),
         ksmd_policy=os.sched_getscheduler(ksmd),
         ksmd_priority=os.sched_getparam(ksmd).sched_priority,
@@ -271,6 +281,8 @@ def _heal() -> bool:
     _forget_pages()
     for name, value in _writing_order(state["knobs"]):
         _write_knob(name, value)
+    for name, value in state.get("thp", {}).items():
+        _write(THP / name, value)
     ksmd = _ksmd_pid()
     os.sched_setaffinity(ksmd, state["ksmd_cpus"])
     os.sched_setscheduler(ksmd, state["ksmd_policy"], os.sched_param(state["ksmd_priority"]))
@@ -309,15 +321,29 @@ def _writing_order(knobs: Mapping[str, int | str]) -> list[tuple[str, int | str]
 
 
 def _write_knob(name: str, value: int | str) -> None:
+    _write(KSM / name, value)
+
+
+def _write(file: Path, value: int | str) -> None:
     try:
-        (KSM / name).write_text(str(value))
+        file.write_text(str(value))
     except OSError as error:
-        raise MachineError(f"the kernel refuses {name} = {value}: {error.strerror}") from error
+        raise MachineError(f"the kernel refuses {file.name} = {value}: {error.strerror}") from error
 
 
 def _read_knob(name: str) -> str:
-    text = (KSM / name).read_text().strip()
+    return _read(KSM / name)
+
+
+def _read(file: Path) -> str:
+    text = file.read_text().strip()
     return text.partition("[")[2].partition("]")[0] or text
+
+
+def _thp_knobs() -> dict[str, str]:
+    """Settings of huge pages, by the file's path below theirs."""
+    files = [THP / "enabled", *(THP / "khugepaged").iterdir()] if THP.is_dir() else []
+    return {str(file.relative_to(THP)): _read(file) for file in files if file.stat().st_mode & 0o200}
 
 
 def _processes() -> Iterator[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.lab.guest import PAGE_BYTES, Act, Advice, GuestProcess, GuestServer, Keys, Pages, Pattern
-from sim.lab.machine import Ksm, exclusive
+from sim.lab.machine import VMSTAT, Ksm, exclusive
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,8 @@ _NAP_S: Final = 200e-6
 _GUESTS_PRIORITY: Final = 1
 _WATCH_PRIORITY: Final = 2
 _NEVER_NS: Final = 1 << 62
-_SINCE_START: Final = ("pages_scanned", "pages_skipped", "cow_ksm", "ksmd_cpu_ns")
+_WAKES: Final = ("scan_sleep_millisecs",)
+_SINCE_START: Final = ("pages_scanned", "pages_skipped", "ksmd_cpu_ns", *VMSTAT)
 
 
 _Row = dict[str, float]
@@ -46,6 +47,7 @@ class Guest:
     stop_ns: int | None = None
     mergeable: bool = True
     fork_of: str | None = None
+    huge_pages: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +111,7 @@ class Workload:
     sample_every_ns: int = 1_000_000_000
     pattern: Pattern = "random"
     until_scans: int | None = None
+    thp: Mapping[str, int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [guest.name for guest in self.guests]
@@ -151,6 +154,7 @@ def record(workload: Workload) -> Recording:
 
     with exclusive(workload.memory_bytes()) as ksm, _apart(ksm), contextlib.closing(GuestServer(ksm.token)) as server:
         ksm.reset(**{name: value for name, value in workload.ksm.items() if name != "run"})
+        ksm.set_thp(**workload.thp)
         crew = _Crew(workload, server)
         start_ns = time.monotonic_ns() + _LEAD_NS
         crew.begin(start_ns)
@@ -202,7 +206,7 @@ class _Crew:
         return pd.DataFrame(rows, columns=["guest", "deed", "planned_s", "began_s", "ended_s"])
 
     def _fill(self, guest: Guest, server: GuestServer) -> GuestProcess:
-        process = server.spawn(guest.name, len(guest.keys), self._workload.pattern)
+        process = server.spawn(guest.name, len(guest.keys), self._workload.pattern, guest.huge_pages)
         pages = np.flatnonzero(guest.present)
         process.write(pages, guest.keys[pages])
         if guest.mergeable and guest.start_ns == 0:
@@ -261,6 +265,8 @@ class _Watch:
         time.sleep(max(0, start_ns - time.monotonic_ns()) / 1e9)
         with _at_once(_WATCH_PRIORITY):
             before = self._poll()
+            # Writing how long khugepaged sleeps wakes it: it starts to count here.
+            self._ksm.set_thp(**{name: value for name, value in self._workload.thp.items() if name in _WAKES})
             self._write(Setting(0, "run", self._workload.ksm.get("run", 1)))
             self._watch(before)
         self.samples.append(self._row(self._now_ns()))

@@ -15,6 +15,7 @@ from sim.host import Machine
 from sim.lab.guest import Keys, Pattern, mix
 from sim.lab.record import Action, Guest, Madvise, Rate, Setting, Workload, Write, record
 from sim.memory.pages import NEVER, RATE, SPAN, Int32, Int64, UInt8
+from sim.memory.thp import Thp
 from sim.sharing.ksm import Ksm
 from sim.sharing.scanner import Scanner
 from sim.units import SECOND
@@ -70,7 +71,13 @@ def workload(scenario: Scenario, pattern: Pattern = "random") -> Workload:
         actions=[*tape.actions(names)],
         sample_every_ns=scenario.sample_every,
         pattern=pattern,
+        thp=_thp_knobs(host.thp),
     )
+
+
+def _thp_knobs(thp: Thp) -> dict[str, int | str]:
+    """Settings of huge pages; guests ask for them one by one, so that other processes get none."""
+    return {} if thp.enabled == "never" else {"enabled": "madvise", **thp.khugepaged.model_dump()}
 
 
 def observe(scenario: Scenario, observer: type[Observer]) -> Observer:
@@ -122,11 +129,12 @@ class _Life:
     keys: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
     present: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     writers: UInt8 = field(default_factory=lambda: np.empty(0, np.uint8))
+    huge_pages: bool = False
 
     def guest(self, names: list[str]) -> Guest:
         """The guest as the lab starts it."""
         parent = None if self.parent is None else names[self.parent]
-        return Guest(names[self.index], self.keys, self.present, self.start, self.stop, self.mergeable, parent)
+        return Guest(names[self.index], self.keys, self.present, self.start, self.stop, self.mergeable, parent, self.huge_pages)
 
 
 class _Tape(Scanner):
@@ -162,7 +170,7 @@ class _Tape(Scanner):
 
     def add(self, guest: int, pages: int, **named: Any) -> None:
         """A guest starts."""
-        self.lives[guest] = _Life(guest, self._now)
+        self.lives[guest] = _Life(guest, self._now, huge_pages=named["thp"])
         super().add(guest, pages, **named)
 
     def set_writers(self, guest: int, writers: UInt8) -> None:

@@ -85,6 +85,8 @@ class Vm(Block):
     """The NUMA node of their memory; in turn over all nodes unless given."""
     mergeable: bool = True
     """Whether their memory is offered to KSM (MADV_MERGEABLE)."""
+    huge_pages: bool = True
+    """Whether their memory asks for huge pages (MADV_HUGEPAGE), as QEMU's does."""
     differs_at: Bytes = Field(default=0, le=PAGE_BYTES)
     """How many bytes at their start two different pages of these guests have in common: what ksmd compares in vain."""
     activity: Activity | None = None

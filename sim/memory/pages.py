@@ -33,16 +33,17 @@ ANON, KSM, REMOVED = 1, 2, 3
 
 # Indexes into Memory.counts.
 LIMIT, PRIVATE, FRAMES, METADATA, TOUCHED, SHARERS, KSM_ZERO, COW_KSM, COW_FORK, DEATHS, DUE_COUNT = range(11)
-FREE_FRAME, FRAME_HIGH, SERIAL, REUSE_LAST_MAPPER = range(11, 15)
-COUNTS = 15
+FREE_FRAME, FRAME_HIGH, SERIAL, REUSE_LAST_MAPPER, SPLIT_FREES_ZERO = range(11, 16)
+HUGE_PAGES, THP_SPLIT, THP_FAULT, THP_FALLBACK, THP_COLLAPSE = range(16, 21)
+COUNTS = 21
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
-DIRTY, GUEST, LOOKED = range(3)
-BLOCK_COLUMNS = 3
+DIRTY, GUEST, LOOKED, HUGE = range(4)
+BLOCK_COLUMNS = 4
 CONTENT, MAPS, KIND = range(3)
 FRAME_COLUMNS = 3
-FIRST, PAGES, KEY, SINCE, ACTIVE, COPIES = range(6)
-GUEST_COLUMNS = 6
+FIRST, PAGES, KEY, SINCE, ACTIVE, COPIES, THP = range(7)
+GUEST_COLUMNS = 7
 RATE, LOWEST, SPAN = range(3)
 WRITE_COLUMNS = 3
 TIME, ACTIVE_TIME, PAGE = range(3)
@@ -68,10 +69,12 @@ class Memory(NamedTuple):
     held: Int32  # (pages,) content of a private page, frame number of a shared one
     writer: UInt8  # (pages,) class of random writes, 0 none
     block: Int64  # (blocks, BLOCK_COLUMNS) DIRTY changed since the scanner last summed it up, GUEST number,
-    #               LOOKED activity time (ns) up to which random writes are in the contents
+    #               LOOKED activity time (ns) up to which random writes are in the contents, HUGE 1 while its pages are
+    #               one huge page: all private, in one 2 MiB frame
     frame: Int32  # (shared frames, FRAME_COLUMNS) CONTENT, MAPS mappings (of an unused entry the next one), KIND
     guest: Int64  # (guests, GUEST_COLUMNS) FIRST page, PAGES, KEY of its stream of writes, host time (ns) SINCE which
-    #               the present activity level lasts, ACTIVE activity time (ns) then, COPIES on write
+    #               the present activity level lasts, ACTIVE activity time (ns) then, COPIES on write, THP 1 if its
+    #               page faults ask for huge pages
     level: Float64  # (guests,) activity time per host time
     writes: Float64  # (WRITE_CLASSES, WRITE_COLUMNS) RATE per ns of activity time and page, LOWEST content left,
     #                  SPAN number of such contents (0: a fresh one each time)
@@ -173,16 +176,68 @@ def copies_on_write(m: Memory, page: int) -> bool:
     return False
 
 
+@inlined
+def may_be_huge(m: Memory, block: int) -> bool:
+    """Whether a page fault in the block may bring a huge page: asked for, all inside the guest, nothing there yet."""
+    guest = m.block[block, GUEST]
+    if not m.guest[guest, THP] or (block + 1) * BLOCK > m.guest[guest, FIRST] + m.guest[guest, PAGES]:
+        return False
+    for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        if m.place[page] & PRESENT:
+            return False
+    return True
+
+
+@compiled
+def fault_huge(m: Memory, block: int) -> bool:
+    """Let a page fault bring a huge page full of zeros, if it may. Returns whether it did."""
+    if not may_be_huge(m, block):
+        return False
+    if frames_free(m) < BLOCK:
+        m.counts[THP_FALLBACK] += 1
+        return False
+    for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        m.place[page] |= PRESENT
+        m.held[page] = 0
+    m.block[block, HUGE] = 1
+    m.counts[TOUCHED] += BLOCK
+    m.counts[PRIVATE] += BLOCK
+    m.counts[HUGE_PAGES] += 1
+    m.counts[THP_FAULT] += 1
+    return True
+
+
+@inlined
+def part_huge(m: Memory, block: int) -> None:
+    """Let the pages of a huge page be ordinary pages from now on."""
+    m.block[block, HUGE] = 0
+    m.block[block, DIRTY] = 1
+    m.counts[HUGE_PAGES] -= 1
+
+
+@compiled
+def split_huge(m: Memory, block: int, now: int) -> None:
+    """Split a huge page (see `part_huge`); since Linux 6.12 pages full of zeros are then unmapped."""
+    part_huge(m, block)
+    m.counts[THP_SPLIT] += 1
+    if m.counts[SPLIT_FREES_ZERO]:
+        look(m, block, now)
+        for page in range(block * BLOCK, block * BLOCK + BLOCK):
+            if m.held[page] == 0:
+                drop_page(m, page)
+
+
 @compiled
 def write_page(m: Memory, page: int, content: int) -> int:
     """One write by a guest, with its page fault or copy on write. Returns OK or NO_FRAME (nothing changed)."""
     place = m.place[page]
     if not place & PRESENT:
-        if frames_free(m) < 1:
-            return NO_FRAME
-        m.place[page] = place | PRESENT
-        m.counts[TOUCHED] += 1
-        m.counts[PRIVATE] += 1
+        if not fault_huge(m, page // BLOCK):
+            if frames_free(m) < 1:
+                return NO_FRAME
+            m.place[page] = place | PRESENT
+            m.counts[TOUCHED] += 1
+            m.counts[PRIVATE] += 1
     elif place & (SHARED | ZERO):
         if copies_on_write(m, page):
             if frames_free(m) < 1:
@@ -224,8 +279,10 @@ def drop_page(m: Memory, page: int) -> None:
 
 @compiled
 def drop_pages(m: Memory, first: int, pages: int) -> None:
-    """Unmap a range of pages."""
+    """Unmap a range of pages, whole blocks of them but for the last."""
     for page in range(first, first + pages):
+        if page % BLOCK == 0 and m.block[page // BLOCK, HUGE]:
+            part_huge(m, page // BLOCK)
         drop_page(m, page)
 
 
@@ -233,18 +290,18 @@ def drop_pages(m: Memory, first: int, pages: int) -> None:
 def fill_pages(m: Memory, first: int, contents: Int32) -> int:
     """Touch pages from `first` for the first time; NEVER leaves a page untouched. Returns how many are done."""
     counts = m.counts
-    free = frames_free(m)
     for i in range(contents.size):
         content = contents[i]
         if content == NEVER:
             continue
-        if free < 1:
-            return i
-        free -= 1
-        m.place[first + i] |= PRESENT
-        m.held[first + i] = content
-        counts[TOUCHED] += 1
-        counts[PRIVATE] += 1
+        page = first + i
+        if not m.place[page] & PRESENT and not fault_huge(m, page // BLOCK):
+            if frames_free(m) < 1:
+                return i
+            m.place[page] |= PRESENT
+            counts[TOUCHED] += 1
+            counts[PRIVATE] += 1
+        m.held[page] = content
     for block in range(first // BLOCK, (first + contents.size + BLOCK - 1) // BLOCK):
         m.block[block, DIRTY] = 1
     return int(contents.size)
@@ -322,6 +379,61 @@ def look(m: Memory, block: int, now: int) -> bool:
         if draw >> np.uint64(1) < threshold:
             m.held[page] = written_content(m, kind, draw)
     return found
+
+
+@inlined
+def may_collapse(m: Memory, block: int, max_ptes_none: int, max_ptes_shared: int) -> bool:
+    """Whether khugepaged takes the block: something is there, and not too much is missing or shared."""
+    none, shared = 0, 0
+    for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        place = m.place[page]
+        if not place & PRESENT or place & ZERO:
+            none += 1
+        elif place & SHARED and m.frame[m.held[page], MAPS] > 1:
+            shared += 1
+    return none < BLOCK and none <= max_ptes_none and shared <= max_ptes_shared
+
+
+@inlined
+def collapse(m: Memory, block: int, now: int) -> None:
+    """Copy what a block holds into a new huge page; what was shared is shared no more."""
+    look(m, block, now)
+    for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        content = 0
+        if m.place[page] & PRESENT:
+            content = content_of(m, page)
+            leave_frame(m, page)
+        else:
+            m.place[page] |= PRESENT
+            m.counts[TOUCHED] += 1
+        m.held[page] = content
+        m.counts[PRIVATE] += 1
+    m.block[block, HUGE] = 1
+    m.block[block, DIRTY] = 1
+    m.counts[HUGE_PAGES] += 1
+    m.counts[THP_COLLAPSE] += 1
+
+
+@compiled
+def collapse_blocks(
+    m: Memory, guest: int, skip: int, most: int, max_ptes_none: int, max_ptes_shared: int, now: int
+) -> tuple[int, int, bool]:
+    """Let khugepaged look at up to *most* blocks of a guest behind the first *skip*, while frames last.
+
+    Returns blocks looked at, huge pages made, and whether the guest's last whole block is behind.
+    """
+    first = m.guest[guest, FIRST] // BLOCK
+    end = first + m.guest[guest, PAGES] // BLOCK
+    looked, made = 0, 0
+    for block in range(first + skip, min(first + skip + most, end)):
+        looked += 1
+        if m.block[block, HUGE] or not may_collapse(m, block, max_ptes_none, max_ptes_shared):
+            continue
+        if frames_free(m) < BLOCK:
+            break
+        collapse(m, block, now)
+        made += 1
+    return looked, made, first + skip + looked >= end
 
 
 @inlined
@@ -412,12 +524,14 @@ def change_activity(m: Memory, guest: int, now: int, level: float) -> None:
 
 @compiled
 def fork_pages(m: Memory, parent: int, child: int, pages: int, now: int) -> None:
-    """Let the child map what the parent maps.
+    """Let the child map what the parent maps; huge pages are then mapped page by page.
 
     The caller made sure that no content is negative and that shared frames and due writes have room.
     """
     for i in range(pages):
         page, copy = parent + i, child + i
+        if page % BLOCK == 0 and m.block[page // BLOCK, HUGE]:
+            part_huge(m, page // BLOCK)
         place = m.place[page]
         m.writer[copy] = m.writer[page]
         m.place[copy] = place & ~(SHARED | DUE)

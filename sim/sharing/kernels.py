@@ -22,10 +22,13 @@ class Kernel(NamedTuple):
     advisor: bool = True  # 6.8: advisor_mode
     exact_sleep: bool = True  # 6.8: sleeps of a second and more no longer end at whole seconds
     checksum_first: bool = True  # 6.11 (d58a361b0350): checksum before the stable tree
+    huge_pages: bool = True  # 2.6.38: transparent huge pages, split when one of their pages merges
+    split_frees_zero: bool = True  # 6.12 (b1f202060afe): splitting a huge page unmaps its pages full of zeros
 
 
 V6_18 = Kernel("6.18")
-V6_11 = V6_18._replace(version="6.11")
+V6_12 = V6_18._replace(version="6.12")
+V6_11 = V6_12._replace(version="6.11", split_frees_zero=False)
 V6_10 = V6_11._replace(version="6.10", checksum_first=False)
 V6_8 = V6_10._replace(version="6.8", counts_last_batch=False)
 V6_7 = V6_8._replace(version="6.7", advisor=False, exact_sleep=False)
@@ -37,13 +40,15 @@ V4_13 = V5_0._replace(version="4.13", sleep_wakes=False)
 V4_11 = V4_13._replace(version="4.11", sharing_limit=False)
 V4_8 = V4_11._replace(version="4.8", zero_pages=False)
 V3_9 = V4_8._replace(version="3.9", late_timers=False)
-V2_6_33 = V3_9._replace(version="2.6.33", numa_trees=False)
+V2_6_38 = V3_9._replace(version="2.6.38", numa_trees=False)
+V2_6_33 = V2_6_38._replace(version="2.6.33", huge_pages=False)
 V2_6_32 = V2_6_33._replace(version="2.6.32", node_holds_page=False)
 
 KERNELS: dict[str, Kernel] = {
     kernel.version: kernel
     for kernel in (
-        V2_6_32, V2_6_33, V3_9, V4_8, V4_11, V4_13, V5_0, V5_1, V5_9, V6_6, V6_7, V6_8, V6_10, V6_11, V6_18,
+        V2_6_32, V2_6_33, V2_6_38, V3_9, V4_8, V4_11, V4_13, V5_0, V5_1, V5_9, V6_6, V6_7, V6_8, V6_10, V6_11, V6_12,
+        V6_18,
     )
 }  # fmt: skip
 """Every version at which the behaviour changed, oldest first, and the newest that was checked."""

@@ -25,6 +25,7 @@ from sim.memory.pages import (
     FRAME_HIGH,
     FREE_FRAME,
     GUEST,
+    HUGE,
     KIND,
     KSM,
     KSM_ZERO,
@@ -55,6 +56,7 @@ from sim.memory.pages import (
     next_due,
     plan_write,
     shuffled,
+    split_huge,
     uniform,
     write_due,
     write_page,
@@ -74,11 +76,13 @@ SMART_PROCESSED = (0, 1, 2, 3, 5, 8, 13)
 WORK = (
     "batch", "scan", "visit_ksm", "visit", "checksum", "stable_level", "unstable_level", "compare_byte", "item",
     "skip", "absent", "insert", "merge", "promote", "zero_merge", "attach", "dup", "node_level",
+    "split",
 )  # fmt: skip
 """What ksmd does, counted: each has a price (see cost/prices.py)."""
 (
     W_BATCH, W_SCAN, W_VISIT_KSM, W_VISIT, W_CHECKSUM, W_STABLE_LEVEL, W_UNSTABLE_LEVEL, W_COMPARE_BYTE, W_ITEM,
     W_SKIP, W_ABSENT, W_INSERT, W_MERGE, W_PROMOTE, W_ZERO_MERGE, W_ATTACH, W_DUP, W_NODE_LEVEL,
+    W_SPLIT,
 ) = range(len(WORK))  # fmt: skip
 MERGE_WORK = ("merge", "promote", "zero_merge", "attach")
 
@@ -473,9 +477,21 @@ def merge_into(m: Memory, k: Ksm, page: int, frame: int) -> None:
 
 
 @inlined
+def on_its_own(m: Memory, k: Ksm, page: int) -> bool:
+    """Split the huge page that the page may be in, as a merge must. Returns False if that unmapped the page."""
+    block = page // BLOCK
+    if m.block[block, HUGE]:
+        spend(k, W_SPLIT, 1)
+        split_huge(m, block, moment(k))
+    return bool(m.place[page] & PRESENT)
+
+
+@inlined
 def merge_with_stable(m: Memory, k: Ksm, page: int, frame: int) -> None:
     """Merge the page into a KSM page that exists."""
     detach(m, k, page)
+    if not on_its_own(m, k, page):
+        return
     spend(k, W_COMPARE_BYTE, 4096)
     spend(k, W_MERGE, 1)
     merge_into(m, k, page, frame)
@@ -496,9 +512,15 @@ def in_unstable_tree(m: Memory, k: Ksm, page: int) -> bool:
 
 @inlined
 def promote_pair(m: Memory, k: Ksm, page: int, tree_page: int, content: int) -> None:
-    """Make the page a KSM page and let the page from the unstable tree map it."""
+    """Make the page a KSM page and let the page from the unstable tree map it.
+
+    Huge pages are split first; both pages stay as they are if they were in the same one, or if a split unmaps one.
+    """
     settle(m, k, tree_page // BLOCK)
     m.block[tree_page // BLOCK, DIRTY] = 1
+    together = m.block[page // BLOCK, HUGE] and page // BLOCK == tree_page // BLOCK
+    if not on_its_own(m, k, page) or together or not on_its_own(m, k, tree_page):
+        return
     key = tree_key(m, k, page, content)
     put_spare(m, k, key, 0)
     depth = levels(k.n[STABLE_TREE])
@@ -631,7 +653,7 @@ def visit(m: Memory, k: Ksm, page: int) -> bool:
     if k.old[page] != content:
         k.old[page] = content
         return False
-    if content == 0 and k.n[USE_ZERO_PAGES]:
+    if content == 0 and k.n[USE_ZERO_PAGES] and on_its_own(m, k, page):
         spend(k, W_COMPARE_BYTE, 4096)
         spend(k, W_ZERO_MERGE, 1)
         leave_frame(m, page)

@@ -77,6 +77,7 @@ class Scanner:
         self.m.counts[memory.LIMIT] = frames
         self.m.counts[memory.FREE_FRAME] = -1
         self.m.counts[memory.REUSE_LAST_MAPPER] = kernel.reuse_last_mapper
+        self.m.counts[memory.SPLIT_FREES_ZERO] = kernel.split_frees_zero
         self.k = ksmd.Ksm(
             item=np.zeros(room, np.uint8),
             old=np.zeros(room, np.int32),
@@ -129,14 +130,17 @@ class Scanner:
 
     # --- guests ---------------------------------------------------------------------------------------------------
 
-    def add(self, guest: int, pages: int, *, key: int, now: int, level: float, differs_at: int, node: int) -> None:
-        """Give a guest that starts now its address space, all of it untouched."""
+    def add(
+        self, guest: int, pages: int, *, key: int, now: int, level: float, differs_at: int, node: int, thp: bool
+    ) -> None:  # fmt: skip
+        """Give a guest that starts now its address space, all of it untouched; with *thp* it faults in huge pages."""
         first = self._place_blocks(blocks_of(pages))
         m = self.m
         m.guest[guest, memory.FIRST] = first * BLOCK
         m.guest[guest, memory.PAGES] = pages
         m.guest[guest, memory.KEY] = np.uint64(key).astype(np.int64)
         m.guest[guest, memory.SINCE] = now
+        m.guest[guest, memory.THP] = thp
         m.level[guest] = level
         blocks = slice(first, first + blocks_of(pages))
         m.block[blocks, memory.GUEST] = guest
@@ -422,6 +426,10 @@ def columns_of(log: Int64) -> dict[str, Int64]:
         "sleep_millisecs": log[:, ksmd.ROW_SLEEP_MILLISECS],
         "ksmd_cpu_ns": ksmd_ns,
         "cow_ksm": count(memory.COW_KSM),
+        "thp_split_page": count(memory.THP_SPLIT),
+        "thp_fault_alloc": count(memory.THP_FAULT),
+        "thp_collapse_alloc": count(memory.THP_COLLAPSE),
+        "mem_huge_bytes": count(memory.HUGE_PAGES) * memory.PAGE_BYTES * BLOCK,
         "mem_touched_bytes": count(memory.TOUCHED) * memory.PAGE_BYTES,
         "mem_private_bytes": count(memory.PRIVATE) * memory.PAGE_BYTES,
         "mem_shared_bytes": count(memory.FRAMES) * memory.PAGE_BYTES,
