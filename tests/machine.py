@@ -25,6 +25,10 @@ MEMORY_COUNTS = {
     "metadata": memory.METADATA,
     "cow_ksm": memory.COW_KSM,
     "cow_other": memory.COW_FORK,
+    "huge_pages": memory.HUGE_PAGES,
+    "thp_split_page": memory.THP_SPLIT,
+    "thp_fault_alloc": memory.THP_FAULT,
+    "thp_collapse_alloc": memory.THP_COLLAPSE,
 }
 
 
@@ -83,9 +87,11 @@ class Machine:
     def __init__(
         self, *, max_page_sharing: int = 256, smart_scan: bool = True, use_zero_pages: bool = False,
         checksum_first: bool = True, prune_millisecs: int = 2000, pages: int = 16 * BLOCK, guests: int = 12,
-        contents: int = 16384, due: int = 64,
+        contents: int = 16384, due: int = 64, thp: bool = False, split_frees_zero: bool = True,
     ) -> None:  # fmt: skip
         self.m = empty_memory(pages=pages, guests=guests, frames=1 << 40, due=due)
+        self.m.counts[memory.SPLIT_FREES_ZERO] = split_frees_zero
+        self.thp = thp
         self.k = idle_ksm(self.m, contents=contents)
         self.k.n[ksmd.MAX_PAGE_SHARING] = max_page_sharing
         self.k.n[ksmd.USE_ZERO_PAGES] = use_zero_pages
@@ -116,6 +122,7 @@ class Machine:
         blocks = -(-pages // BLOCK)
         self.m.guest[guest, [memory.FIRST, memory.PAGES]] = self._next_block * BLOCK, pages
         self.m.guest[guest, [memory.KEY, memory.SINCE]] = (guest + 1) << 40, self.now
+        self.m.guest[guest, memory.THP] = self.thp
         self.m.block[self._next_block : self._next_block + blocks, memory.GUEST] = guest
         self._next_block += blocks
         return guest
@@ -136,6 +143,10 @@ class Machine:
     def unmap(self, guest: int, page: int) -> None:
         """Discard a page."""
         memory.drop_page(self.m, self.first(guest) + page)
+
+    def collapse(self, guest: int, max_ptes_none: int, max_ptes_shared: int) -> None:
+        """khugepaged goes through the guest."""
+        memory.collapse_blocks(self.m, guest, 0, 1 << 40, max_ptes_none, max_ptes_shared, self.now)
 
     def exit(self, guest: int) -> None:
         """The guest ends."""

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 ITEM_BYTES, NODE_BYTES, SLOT_BYTES = 64, 64, 48
+BLOCK = 512
+"""Pages of a huge page."""
 
 
 @dataclass(eq=False)
@@ -75,6 +77,13 @@ class Mm:
     mergeable: set[int] = field(default_factory=set)
     items: dict[int, Item] = field(default_factory=dict)
     exiting: bool = False
+    thp: bool = False
+    huge: set[int] = field(default_factory=set)
+    """Blocks that are huge pages."""
+
+    def block(self, page: int) -> range:
+        """The pages of the block around a page."""
+        return range(page - page % BLOCK, page - page % BLOCK + BLOCK)
 
     def map(self, page: int, frame: Frame) -> None:
         """Let a page map a frame in place of the one it has."""
@@ -103,8 +112,11 @@ class Naive:
 
     def __init__(
         self, *, max_page_sharing: int = 256, smart_scan: bool = True, use_zero_pages: bool = False,
-        checksum_first: bool = True, prune_millisecs: int = 2000,
+        checksum_first: bool = True, prune_millisecs: int = 2000, thp: bool = False, split_frees_zero: bool = True,
     ) -> None:  # fmt: skip
+        self.thp = thp
+        self.split_frees_zero = split_frees_zero
+        self.thp_split_page = self.thp_fault_alloc = self.thp_collapse_alloc = 0
         self.max_page_sharing = max_page_sharing
         self.smart_scan = smart_scan
         self.use_zero_pages = use_zero_pages
@@ -125,10 +137,11 @@ class Naive:
 
     def start(self, contents: list[int | None], mergeable: bool = True) -> int:
         """A guest with these contents starts; None is a page never touched. Returns its number."""
-        mm = Mm(len(contents))
+        mm = Mm(len(contents), thp=self.thp)
         self.guests.append(mm)
         for page, content in enumerate(contents):
             if content is not None:
+                self._fault(mm, page)
                 mm.map(page, Frame(content))
         if mergeable:
             self._mark(mm, range(mm.size))
@@ -137,6 +150,7 @@ class Naive:
     def write(self, guest: int, page: int, content: int) -> None:
         """Write a page, with the page fault or copy that this needs."""
         mm = self.guests[guest]
+        self._fault(mm, page)
         frame = mm.frames.get(page)
         if frame and frame.mappers == {(mm, page)} and not frame.node and frame is not self.zero_page:
             frame.content = content
@@ -148,14 +162,52 @@ class Naive:
         mm.map(page, Frame(content))
 
     def unmap(self, guest: int, page: int) -> None:
-        """Discard a page."""
-        self.guests[guest].unmap(page)
+        """Discard a page; the huge page it was in is none any more."""
+        mm = self.guests[guest]
+        if page in mm.frames:
+            mm.huge.discard(page // BLOCK)
+        mm.unmap(page)
+
+    def _fault(self, mm: Mm, page: int) -> None:
+        """Bring a huge page of zeros where a page fault may."""
+        block = mm.block(page)
+        if mm.thp and block.stop <= mm.size and not any(each in mm.frames for each in block):
+            self.thp_fault_alloc += 1
+            mm.huge.add(page // BLOCK)
+            for each in block:
+                mm.map(each, Frame(0))
+
+    def _split(self, mm: Mm, page: int) -> bool:
+        """Split the huge page around a page, if there is one. Returns whether the page is still there."""
+        if page // BLOCK in mm.huge:
+            mm.huge.remove(page // BLOCK)
+            self.thp_split_page += 1
+            for each in mm.block(page) if self.split_frees_zero else ():
+                if mm.frames[each].content == 0:
+                    mm.unmap(each)
+        return page in mm.frames
+
+    def collapse(self, guest: int, max_ptes_none: int, max_ptes_shared: int) -> None:
+        """khugepaged goes through a guest."""
+        mm = self.guests[guest]
+        for block in range(mm.size // BLOCK if not mm.exiting else 0):
+            pages = mm.block(block * BLOCK)
+            none = sum(mm.frames.get(page, self.zero_page) is self.zero_page for page in pages)
+            frames = [mm.frames[page] for page in pages if page in mm.frames and mm.frames[page] is not self.zero_page]
+            shared = sum(len(frame.mappers) > 1 for frame in frames)
+            if block in mm.huge or len(frames) == 0 or none > max_ptes_none or shared > max_ptes_shared:
+                continue
+            for page in pages:
+                mm.map(page, Frame(mm.frames[page].content if page in mm.frames else 0))
+            mm.huge.add(block)
+            self.thp_collapse_alloc += 1
 
     def exit(self, guest: int) -> None:
         """The guest ends; its items go when ksmd comes by."""
         mm = self.guests[guest]
         for page in range(mm.size):
             mm.unmap(page)
+        mm.huge.clear()
         mm.exiting = True
         if mm not in self.slots or mm is self.cursor:
             return
@@ -166,7 +218,8 @@ class Naive:
     def fork(self, guest: int) -> int:
         """The guest forks. Returns the number of the child."""
         parent = self.guests[guest]
-        child = Mm(parent.size, mergeable=set(parent.mergeable))
+        child = Mm(parent.size, mergeable=set(parent.mergeable), thp=parent.thp)
+        parent.huge.clear()
         self.guests.append(child)
         for page, frame in parent.frames.items():
             child.map(page, frame)
@@ -266,6 +319,10 @@ class Naive:
             "metadata": len(items) * ITEM_BYTES + (len(nodes) + len(chains)) * NODE_BYTES + slots * SLOT_BYTES,
             "cow_ksm": self.cow_ksm,
             "cow_other": self.cow_other,
+            "huge_pages": sum(len(mm.huge) for mm in self.guests),
+            "thp_split_page": self.thp_split_page,
+            "thp_fault_alloc": self.thp_fault_alloc,
+            "thp_collapse_alloc": self.thp_collapse_alloc,
         }
 
     # --- ksmd -----------------------------------------------------------------------------------------------------
@@ -353,28 +410,29 @@ class Naive:
                 self._detach(item)
                 self._attach(item, frame.node)
             return
-        if not self.checksum_first and self._merges(item, now):
+        if not self.checksum_first and self._merges(item, frame, now):
             return
         self._detach(item)
         if item.old != frame.content:
             item.old = frame.content
             return
-        if frame.content == 0 and self.use_zero_pages:
+        if frame.content == 0 and self.use_zero_pages and self._split(item.mm, item.page):
             item.mm.map(item.page, self.zero_page)
             return
-        if self.checksum_first and self._merges(item, now):
+        if self.checksum_first and self._merges(item, frame, now):
             return
-        self._seek_equal(item, now)
+        self._seek_equal(item, frame, now)
 
     # --- the stable tree ------------------------------------------------------------------------------------------
 
-    def _merges(self, item: Item, now: int) -> bool:
-        node = self._stable_search(item.frame.content, now)
+    def _merges(self, item: Item, frame: Frame, now: int) -> bool:
+        node = self._stable_search(frame.content, now)
         if node is None:
             return False
         self._detach(item)
-        item.mm.map(item.page, node.frame)
-        self._attach(item, node)
+        if self._split(item.mm, item.page):
+            item.mm.map(item.page, node.frame)
+            self._attach(item, node)
         return True
 
     def _stable_search(self, content: int, now: int) -> StableNode | None:
@@ -455,10 +513,10 @@ class Naive:
 
     # --- the unstable tree ----------------------------------------------------------------------------------------
 
-    def _seek_equal(self, item: Item, now: int) -> None:
-        content = item.frame.content
+    def _seek_equal(self, item: Item, frame: Frame, now: int) -> None:
+        content = frame.content
         other = self.unstable.get(content)
-        if other and (not self._in_place(other.mm, other.page) or other.frame is item.frame):
+        if other and (not self._in_place(other.mm, other.page) or other.frame is frame):
             return
         if other and other.frame.content == content:
             self._promote(item, other, now)
@@ -468,6 +526,11 @@ class Naive:
         item.sought = content
 
     def _promote(self, item: Item, other: Item, now: int) -> None:
+        together = (
+            item.page // BLOCK in item.mm.huge and item.mm is other.mm and item.page // BLOCK == other.page // BLOCK
+        )
+        if not self._split(item.mm, item.page) or together or not self._split(other.mm, other.page):
+            return
         node = StableNode(item.frame)
         item.frame.node = node
         self._detach(other)

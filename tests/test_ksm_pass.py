@@ -44,6 +44,7 @@ operations = st.one_of(
     st.tuples(st.just("write"), place, place, content),
     st.tuples(st.just("write many"), place, place, st.integers(1, 40), content),
     st.tuples(st.just("unmap"), place, place, st.integers(1, 20)),
+    st.tuples(st.just("collapse"), place, st.sampled_from([0, 300, 511]), st.sampled_from([0, 256, 511])),
     st.tuples(st.just("exit"), place),
     st.tuples(st.just("fork"), place),
     st.tuples(st.just("madvise"), place, place, st.integers(1, 600), st.booleans()),
@@ -61,6 +62,8 @@ hosts = st.fixed_dictionaries(
         "use_zero_pages": st.booleans(),
         "checksum_first": st.booleans(),
         "prune_millisecs": st.sampled_from([0, 100, 2000]),
+        "thp": st.booleans(),
+        "split_frees_zero": st.booleans(),
     }
 )
 
@@ -131,6 +134,11 @@ class Play:
         for page in range(first, first + pages) if guest is not None else ():
             self.do("unmap", guest, page % self.sizes[guest])
 
+    def do_collapse(self, number, *limits):
+        guest = self.guest(number)
+        if guest is not None:
+            self.do("collapse", guest, *limits)
+
     def do_exit(self, number):
         guest = self.guest(number)
         if guest is not None:
@@ -193,6 +201,8 @@ def check_arrays(m, k):
     assert not maps[~used].any()
     assert np.array_equal(links[used], k.node[used, ksmd.MEMBERS] * (kinds[used] != memory.ANON))
     assert not links[~used].any()
+    assert counts[memory.HUGE_PAGES] == np.count_nonzero(m.block[:, memory.HUGE])
+    assert not np.any((shared | zero | ~present).reshape(-1, BLOCK)[m.block[:, memory.HUGE] != 0])
     assert counts[memory.PRIVATE] == np.count_nonzero(present & ~shared & ~zero)
     assert counts[memory.FRAMES] == np.count_nonzero(maps)
     assert counts[memory.SHARERS] == np.count_nonzero(shared)

@@ -134,7 +134,8 @@ class _Life:
     def guest(self, names: list[str]) -> Guest:
         """The guest as the lab starts it."""
         parent = None if self.parent is None else names[self.parent]
-        return Guest(names[self.index], self.keys, self.present, self.start, self.stop, self.mergeable, parent, self.huge_pages)
+        name, huge = names[self.index], self.huge_pages
+        return Guest(name, self.keys, self.present, self.start, self.stop, self.mergeable, parent, huge)
 
 
 class _Tape(Scanner):

@@ -182,10 +182,10 @@ def may_be_huge(m: Memory, block: int) -> bool:
     guest = m.block[block, GUEST]
     if not m.guest[guest, THP] or (block + 1) * BLOCK > m.guest[guest, FIRST] + m.guest[guest, PAGES]:
         return False
+    there = 0
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
-        if m.place[page] & PRESENT:
-            return False
-    return True
+        there |= m.place[page]
+    return not there & PRESENT
 
 
 @compiled
@@ -268,9 +268,11 @@ def write_pages(m: Memory, first: int, pages: Int64, contents: Int32) -> int:
 
 @compiled
 def drop_page(m: Memory, page: int) -> None:
-    """Unmap one page (exit, discard): its frame is free if nobody else maps it."""
+    """Unmap one page (exit, discard): its frame is free if nobody else maps it, and a huge page it was in is none."""
     place = m.place[page]
     if place & PRESENT:
+        if m.block[page // BLOCK, HUGE]:
+            part_huge(m, page // BLOCK)
         leave_frame(m, page)
         m.counts[TOUCHED] -= 1
         m.place[page] &= ~PRESENT
@@ -279,10 +281,8 @@ def drop_page(m: Memory, page: int) -> None:
 
 @compiled
 def drop_pages(m: Memory, first: int, pages: int) -> None:
-    """Unmap a range of pages, whole blocks of them but for the last."""
+    """Unmap a range of pages."""
     for page in range(first, first + pages):
-        if page % BLOCK == 0 and m.block[page // BLOCK, HUGE]:
-            part_huge(m, page // BLOCK)
         drop_page(m, page)
 
 

@@ -69,7 +69,7 @@ class Daemon:
             self._block = 0
 
     def wake(self, m: Memory, now: int) -> tuple[int, int]:
-        """Look at as many pages as settings allow, at most twice at one. Returns areas looked at, and huge pages made."""
+        """Look at as many blocks as the settings allow. Returns blocks looked at, and huge pages made."""
         from sim.memory.pages import BLOCK, collapse_blocks
 
         settings = self._settings
