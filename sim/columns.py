@@ -107,6 +107,7 @@ SAMPLES: tuple[Column, ...] = (
     Column("cores", "int64", "count", "processor cores of the host"),
     _cpu("scan_cpu_ns", "ksmd time spent looking: visits, checksums and tree searches, since the start"),
     _cpu("merge_cpu_ns", "ksmd time spent merging: write protection, comparison, replacement, since the start"),
+    Column("khugepaged_cpu_ns", "int64", "ns", "CPU time of khugepaged, since the start", "/proc/PID/schedstat"),
     _cpu("cow_cpu_ns", "guest time spent copying shared pages on write, since the start"),
 )
 """Columns of samples.parquet and of scans.parquet: one row per host and sampling time, or per end of a full scan."""
@@ -195,6 +196,12 @@ HEADLINES: tuple[Metric, ...] = (
         "%",
         "how busy ksmd keeps one core once merging has settled",
         "100 * ksmd_cpu_ns / time over the last nine full scans (the cycle of smart_scan), mean over hosts",
+    ),
+    Metric(
+        "mem_huge_bytes",
+        "bytes",
+        "guest memory in huge pages",
+        "mem_huge_bytes summed over hosts at the last sample with a running guest",
     ),
     Metric("full_scans", "count", "full scans done", "full_scans summed over hosts at the last sample"),
     Metric(

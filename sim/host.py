@@ -170,13 +170,13 @@ class _Rows:
     """Rows of counters as the scanner logged them, with what it does not know."""
 
     logs: list[Int64] = field(default_factory=list)
-    others: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """Rows, and for all of them: promised bytes, guests running, OOM kills."""
+    others: list[tuple[int, ...]] = field(default_factory=list)
+    """Rows, and for all of them: promised bytes, guests running, OOM kills, khugepaged's CPU time in ns."""
 
-    def add(self, log: Int64, promised: int, running: int, oom_kills: int) -> None:
+    def add(self, log: Int64, *others: int) -> None:
         """Keep a copy of some rows."""
         self.logs.append(log.copy())
-        self.others.append((len(log), promised, running, oom_kills))
+        self.others.append((len(log), *others))
 
 
 class Machine:
@@ -214,6 +214,7 @@ class Machine:
         self.captures = self._load_captures()
         self.layouts: dict[str, dict[str, PageNumbers]] = {}
         self.khugepaged = Daemon(host.thp.khugepaged)
+        self.khugepaged_ns = 0
         self.classes: dict[tuple[float, str], int] = {}
         writes = self._write_classes()
         contents = self._reserve_contents()
@@ -576,10 +577,13 @@ class Machine:
             self._note(None, "setting", f"{name} = {value}")
 
     def _collapse(self) -> Steps:
-        """khugepaged: woken every time it has slept, it works at once."""
+        """khugepaged: sleeps, and works; what it does takes effect at once, and its time passes after it."""
         while True:
             yield self.env.timeout(self.host.thp.khugepaged.scan_sleep_millisecs * MILLISECOND or 1)
-            self.khugepaged.wake(self.scanner.m, int(self.env.now))
+            looked, made = self.khugepaged.wake(self.scanner.m, int(self.env.now))
+            spent = looked * self.prices.picoseconds("collapse_scan") + made * self.prices.picoseconds("collapse")
+            self.khugepaged_ns += spent // 1000
+            yield self.env.timeout(spent // 1000)
 
     def _tune(self, tuner: Ksmtuned | Mom) -> Steps:
         daemon = tuner.start()
@@ -607,7 +611,7 @@ class Machine:
             yield self.env.timeout(min(self.sample_every, self.duration - now) or self.sample_every)
 
     def _record(self, rows: _Rows, log: Int64) -> None:
-        rows.add(log, self.promised, self.running, self.oom_kills)
+        rows.add(log, self.promised, self.running, self.oom_kills, self.khugepaged_ns)
 
     def _note(self, guest: Guest | None, kind: str, detail: str, now: int | None = None) -> None:
         time = (int(self.env.now) if now is None else now) / SECOND
@@ -619,7 +623,7 @@ class Machine:
         from sim.sharing.scanner import ROW, columns_of
 
         log = np.concatenate(rows.logs) if rows.logs else np.zeros((0, ROW), np.int64)
-        others = np.array(rows.others or np.zeros((0, 4)), np.int64)
+        others = np.array(rows.others or np.zeros((0, 5)), np.int64)
         others = np.repeat(others[:, 1:], others[:, 0], axis=0)
         columns = columns_of(log)
         private, shared, metadata = (columns[f"mem_{part}_bytes"] for part in ("private", "shared", "metadata"))
@@ -637,6 +641,7 @@ class Machine:
             "mem_free_bytes": self.host.memory - used,
             "saved_bytes": columns["mem_touched_bytes"] - private - shared,
             "oom_kills": others[:, 2],
+            "khugepaged_cpu_ns": others[:, 3],
             "cores": np.full(len(log), self.host.cores),
             "cow_cpu_ns": columns.pop("cow_breaks") * cow_ps // 1000,
         }

@@ -79,7 +79,11 @@ class Prices(Block):
     node_level: Price
     """Looking at the stable node of a merged page, once for each doubling of the number of nodes: they are colder."""
     split: Price
-    """Splitting a huge page."""
+    """Splitting a huge page, paid by ksmd."""
+    collapse: Price
+    """Copying the pages of a block into a huge page, paid by khugepaged."""
+    collapse_scan: Price
+    """Looking at the pages of a block, paid by khugepaged."""
     cow_break: Price
     """Copy on write, paid by the guest."""
     cold_caches: Factor

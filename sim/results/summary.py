@@ -43,6 +43,7 @@ def _memory(samples: pd.DataFrame) -> Summary:
         "saved_bytes": saved,
         "saved_ksm_bytes": PAGE_BYTES * int(last["pages_sharing"] + last["ksm_zero_pages"]),
         "mem_used_bytes": int(last["mem_used_bytes"]),
+        "mem_huge_bytes": int(last["mem_huge_bytes"]),
         "time_to_90_percent_s": _first_time(busy, 0.9 * saved) if saved > 0 else None,
     }
 
