@@ -15,8 +15,8 @@ from sim.cost import prices as price_sets
 from sim.cost.prices import Prices
 from sim.errors import At, Several
 from sim.memory.guest import Advice, Burst, Vm
+from sim.memory.huge import Daemon, Hugetlbfs, Thp
 from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
-from sim.memory.thp import Daemon, Thp
 from sim.sharing.kernels import KERNELS, Kernel, kernel
 from sim.sharing.ksm import Ksm, KsmChange
 from sim.sharing.tuners import Choice, Ksmtuned, Mom, Usage
@@ -60,6 +60,8 @@ class Host(Block):
     """Kernel Samepage Merging."""
     thp: Thp = Thp()
     """Transparent huge pages."""
+    hugetlbfs: Hugetlbfs | None = None
+    """Huge pages set aside for guests backed by hugetlbfs."""
     ksmtuned: Ksmtuned | None = None
     """Let ksmtuned turn KSM's knobs."""
     mom: Mom | None = None
@@ -99,6 +101,10 @@ class Host(Block):
             faults.append(At("prices", fault.message, fault.remedy))
         if self.thp.enabled != "never" and not kernel(self.kernel).huge_pages:
             faults.append(At("thp.enabled", f"Linux {self.kernel} has no huge pages", "2.6.38 brought them"))
+        if self.hugetlbfs and self.hugetlbfs.bytes >= self.memory:
+            most = (self.memory - 1) // self.hugetlbfs.page_bytes
+            said = f"{format_bytes(self.hugetlbfs.bytes)} of huge pages leave nothing of the host's memory"
+            faults.append(At("hugetlbfs.nr_hugepages", said, f"write at most {most}"))
         if self.ksmtuned and self.mom:
             faults.append(At("mom", "ksmtuned and mom would fight over the same knobs", "keep one of them"))
         if faults:
@@ -215,6 +221,7 @@ class Machine:
         self.layouts: dict[str, dict[str, PageNumbers]] = {}
         self.khugepaged = Daemon(host.thp.khugepaged)
         self.khugepaged_ns = 0
+        self.hugetlb_taken = 0
         self.classes: dict[tuple[float, str], int] = {}
         writes = self._write_classes()
         contents = self._reserve_contents()
@@ -303,6 +310,8 @@ class Machine:
     def run(self) -> Report:
         """Simulate the host's whole time."""
         env = self.env
+        if self.host.hugetlbfs:
+            self.scanner.reserve(self.host.hugetlbfs.bytes // PAGE_BYTES)
         if self.host.ksm.run == 1:
             self.scanner.set_knob("run", 1, 0)
         for guest in self.guests:
@@ -383,6 +392,9 @@ class Machine:
         if vm.fork_of and parent is None:
             self._note(guest, "not-started", f"no guest of {vm.fork_of} runs on {self.name}")
             return False
+        if vm.huge_pages == "hugetlbfs" and not self._take_reserved(vm):
+            self._note(guest, "not-started", f"hugetlbfs of {self.name} has too few free pages")
+            return False
         guest.started = True
         guest.level = self._level(vm, 0)
         guest.level_since = now
@@ -390,9 +402,9 @@ class Machine:
         self.running += 1
         self.scanner.add(
             guest.index, vm.pages, key=key(self.seed, "guest", guest.name), now=now, level=guest.level,
-            differs_at=vm.differs_at, node=guest.node, thp=self.host.thp.gives(vm.huge_pages),
+            differs_at=vm.differs_at, node=guest.node, thp=self._has_thp(vm),
         )  # fmt: skip
-        if self.host.thp.gives(vm.huge_pages):
+        if self._has_thp(vm):
             self.khugepaged.register(guest.index)
         if parent is not None:
             guest.places = parent.places
@@ -400,11 +412,25 @@ class Machine:
             return True
         contents, writers = self._image_of(guest)
         self.scanner.set_writers(guest.index, writers)
-        if vm.mergeable:
+        if vm.huge_pages == "hugetlbfs":
+            contents[contents == UNTOUCHED] = 0
+        elif vm.mergeable:
             self.scanner.advise(guest.index, 0, vm.pages, True, now)
         if any(burst.leaves == "original" for burst in vm.bursts):
             guest.original = np.where(contents < 0, _FRESH, contents).astype(np.int32)
         return self._try(guest, lambda: self.scanner.fill(guest.index, contents))
+
+    def _has_thp(self, vm: Vm) -> bool:
+        return vm.huge_pages != "hugetlbfs" and self.host.thp.gives(vm.huge_pages == "madvise")
+
+    def _take_reserved(self, vm: Vm) -> bool:
+        """Let a guest that starts have pages of hugetlbfs. Returns whether there are enough."""
+        pool = self.host.hugetlbfs
+        if pool is None or self.hugetlb_taken + vm.memory > pool.bytes:
+            return False
+        self.hugetlb_taken += vm.memory
+        self.scanner.reserve(-vm.pages)
+        return True
 
     def _parent_of(self, guest: Guest) -> Guest | None:
         if not guest.vm.fork_of:
@@ -557,6 +583,9 @@ class Machine:
         self.running -= 1
         self.khugepaged.forget(guest.index)
         self.scanner.remove(guest.index)
+        if guest.vm.huge_pages == "hugetlbfs":
+            self.hugetlb_taken -= guest.vm.memory
+            self.scanner.reserve(guest.vm.pages)
 
     # --- settings -------------------------------------------------------------------------------------------------
 
@@ -626,8 +655,8 @@ class Machine:
         others = np.array(rows.others or np.zeros((0, 5)), np.int64)
         others = np.repeat(others[:, 1:], others[:, 0], axis=0)
         columns = columns_of(log)
-        private, shared, metadata = (columns[f"mem_{part}_bytes"] for part in ("private", "shared", "metadata"))
-        used = private + shared + metadata
+        private, shared = columns["mem_private_bytes"], columns["mem_shared_bytes"]
+        used = private + shared + columns["mem_metadata_bytes"] + columns["mem_reserved_bytes"]
         cow_ps = self.prices.picoseconds("cow_break")
         return {
             **columns,

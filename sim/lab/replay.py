@@ -14,8 +14,8 @@ from sim.errors import UserError
 from sim.host import Machine
 from sim.lab.guest import Keys, Pattern, mix
 from sim.lab.record import Action, Guest, Madvise, Rate, Setting, Workload, Write, record
+from sim.memory.huge import Thp
 from sim.memory.pages import NEVER, RATE, SPAN, Int32, Int64, UInt8
-from sim.memory.thp import Thp
 from sim.sharing.ksm import Ksm
 from sim.sharing.scanner import Scanner
 from sim.units import SECOND

@@ -84,9 +84,10 @@ class Vm(Block):
     numa_node: int | None = Field(default=None, ge=0)
     """The NUMA node of their memory; in turn over all nodes unless given."""
     mergeable: bool = True
-    """Whether their memory is offered to KSM (MADV_MERGEABLE)."""
-    huge_pages: bool = True
-    """Whether their memory asks for huge pages (MADV_HUGEPAGE), as QEMU's does."""
+    """Whether their memory is offered to KSM (MADV_MERGEABLE); hugetlbfs takes no such offer."""
+    huge_pages: Literal["madvise", "none", "hugetlbfs"] = "madvise"
+    """Ask for transparent huge pages, as QEMU does for its guests; do not; or take pages of the host's hugetlbfs: all
+    of the memory from the start, and never for KSM."""
     differs_at: Bytes = Field(default=0, le=PAGE_BYTES)
     """How many bytes at their start two different pages of these guests have in common: what ksmd compares in vain."""
     activity: Activity | None = None
@@ -146,11 +147,15 @@ class Vm(Block):
         if self.stop is not None and self.stop <= last:
             late = "start" if last == self.start else f"the last of {self.count} guests starts"
             yield At("stop", f"must come after {late}", f"write more than {format_duration(last)}")
+        if self.huge_pages == "hugetlbfs" and self.madvise:
+            yield At("madvise", "KSM takes no memory of hugetlbfs", "remove madvise or huge_pages")
         for i, burst in enumerate(self.bursts):
             if burst.every == 0:
                 yield At(f"bursts.{i}.every", "must be longer than 0", "leave it out for a single burst")
 
     def _fork_faults(self) -> Iterator[At]:
+        if self.huge_pages == "hugetlbfs":
+            yield At("huge_pages", "a fork has its parent's memory", "remove huge_pages or fork_of")
         if self.image:
             yield At("image", "a fork has its parent's image", "remove image or fork_of")
         for i, burst in enumerate(self.bursts):

@@ -34,8 +34,8 @@ ANON, KSM, REMOVED = 1, 2, 3
 # Indexes into Memory.counts.
 LIMIT, PRIVATE, FRAMES, METADATA, TOUCHED, SHARERS, KSM_ZERO, COW_KSM, COW_FORK, DEATHS, DUE_COUNT = range(11)
 FREE_FRAME, FRAME_HIGH, SERIAL, REUSE_LAST_MAPPER, SPLIT_FREES_ZERO = range(11, 16)
-HUGE_PAGES, THP_SPLIT, THP_FAULT, THP_FALLBACK, THP_COLLAPSE = range(16, 21)
-COUNTS = 21
+HUGE_PAGES, THP_SPLIT, THP_FAULT, THP_FALLBACK, THP_COLLAPSE, RESERVED = range(16, 22)
+COUNTS = 22
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
 DIRTY, GUEST, LOOKED, HUGE = range(4)
@@ -97,7 +97,8 @@ def content_of(m: Memory, page: int) -> int:
 def frames_free(m: Memory) -> int:
     """Frames that nothing uses."""
     counts = m.counts
-    return int(counts[LIMIT] - counts[PRIVATE] - counts[FRAMES] - (counts[METADATA] + PAGE_BYTES - 1) // PAGE_BYTES)
+    used = counts[PRIVATE] + counts[FRAMES] + counts[RESERVED] + (counts[METADATA] + PAGE_BYTES - 1) // PAGE_BYTES
+    return int(counts[LIMIT] - used)
 
 
 @inlined

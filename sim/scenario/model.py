@@ -108,6 +108,23 @@ class Scenario(Block):
                 most = f"write 0 to {nodes - 1}" if nodes > 1 else "set numa_nodes of the host"
                 yield At(f"vms.{i}.numa_node", "no host has a node of that number", most)
 
+            if vm.huge_pages == "hugetlbfs":
+                yield from (_below(f"vms.{i}", fault) for fault in self._pool_faults(vm))
+
+    def _pool_faults(self, vm: Vm) -> Iterator[At]:
+        """What keeps the guest from having its memory in hugetlbfs, on any host it may run on."""
+        for host in self.hosts:
+            if vm.host is not None and vm.host != host.name and vm.host not in host.names():
+                continue
+            if host.hugetlbfs is None:
+                yield At("huge_pages", f"host {host.name} has no hugetlbfs", "give the host hugetlbfs.nr_hugepages")
+            elif vm.memory % (page := host.hugetlbfs.page_bytes):
+                whole = format_bytes(-(-vm.memory // page) * page)
+                yield At("memory", f"must be whole pages of {host.hugetlbfs.size}", f"write {whole}")
+            elif vm.memory > host.hugetlbfs.bytes:
+                remedy = f"set hugetlbfs.nr_hugepages to {vm.memory // page} or more"
+                yield At("memory", f"is more than the hugetlbfs of host {host.name}", remedy)
+
     def _forks(self) -> Iterator[At]:
         kinds = {vm.name: vm for vm in self.vms}
         for i, vm in enumerate(self.vms):
@@ -121,6 +138,8 @@ class Scenario(Block):
                 yield At(f"vms.{i}.fork_of", "no such other kind of guest", remedy)
             elif lineage[-1].fork_of in {each.name for each in lineage}:
                 yield At(f"vms.{i}.fork_of", "forks that go round in a circle", "give one of them an image instead")
+            elif parent.huge_pages == "hugetlbfs":
+                yield At(f"vms.{i}.fork_of", "memory of hugetlbfs is not forked", "let the parent have small pages")
             elif parent.memory != vm.memory:
                 yield At(f"vms.{i}.memory", "must be its parent's memory", f"write {format_bytes(parent.memory)}")
             elif parent.start > vm.start:

@@ -154,6 +154,10 @@ class Scanner:
         first, pages = self.m.guest[guest, [memory.FIRST, memory.PAGES]]
         return slice(int(first), int(first + pages))
 
+    def reserve(self, pages: int) -> None:
+        """Set so many frames aside, or hand them back."""
+        self.m.counts[memory.RESERVED] += pages
+
     def fill(self, guest: int, contents: Int32) -> None:
         """Touch the guest's pages for the first time. Raises OutOfFrames."""
         done = memory.fill_pages(self.m, int(self.m.guest[guest, memory.FIRST]), contents)
@@ -224,7 +228,8 @@ class Scanner:
     def usage(self) -> tuple[int, int]:
         """Free memory and the sum of resident set sizes, in bytes."""
         counts = self.m.counts
-        frames = int(counts[memory.LIMIT] - counts[memory.PRIVATE] - counts[memory.FRAMES])
+        taken = counts[[memory.PRIVATE, memory.FRAMES, memory.RESERVED]].sum()
+        frames = int(counts[memory.LIMIT] - taken)
         resident = int(counts[memory.TOUCHED] - counts[memory.KSM_ZERO])
         return frames * memory.PAGE_BYTES - int(counts[memory.METADATA]), resident * memory.PAGE_BYTES
 
@@ -432,6 +437,7 @@ def columns_of(log: Int64) -> dict[str, Int64]:
         "mem_huge_bytes": count(memory.HUGE_PAGES) * memory.PAGE_BYTES * BLOCK,
         "mem_touched_bytes": count(memory.TOUCHED) * memory.PAGE_BYTES,
         "mem_private_bytes": count(memory.PRIVATE) * memory.PAGE_BYTES,
+        "mem_reserved_bytes": count(memory.RESERVED) * memory.PAGE_BYTES,
         "mem_shared_bytes": count(memory.FRAMES) * memory.PAGE_BYTES,
         "mem_metadata_bytes": -(-count(memory.METADATA) // memory.PAGE_BYTES) * memory.PAGE_BYTES,
         "scan_cpu_ns": ksmd_ns - merge_ns,

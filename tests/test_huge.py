@@ -8,8 +8,8 @@ import pytest
 
 from sim.errors import UserError
 from sim.memory import pages as memory
+from sim.memory.huge import Daemon, Khugepaged, Thp
 from sim.memory.pages import BLOCK, NEVER
-from sim.memory.thp import Daemon, Khugepaged, Thp
 from sim.run import run
 from sim.scenario import parse
 
@@ -315,6 +315,77 @@ def test_sampling_changes_nothing_with_huge_pages():
 )
 def test_who_gets_huge_pages(enabled, asks, given):
     assert Thp(enabled=enabled).gives(asks) is given
+
+
+def hugetlbfs(**changed):
+    """Guests of 16 MiB in hugetlbfs, of which one touches 4 MiB, and a guest of small pages with equal contents."""
+    parts = [{"name": "pool", "pool": "os", "size": "4MiB"}]
+    vm = {"memory": "16MiB", "image": {"parts": parts}}
+    vms = [
+        vm | {"name": "large", "huge_pages": "hugetlbfs", "count": 2, "every": "200ms", "stop": "900ms"},
+        vm | {"name": "small"},
+    ]
+    hosts = [{"memory": "64MiB", "hugetlbfs": {"nr_hugepages": 12}, "ksm": {"pages_to_scan": 10000}}]
+    return parse({"name": "pool", "duration": "1s", "sample_every": "100ms", "hosts": hosts, "vms": vms} | changed)
+
+
+def test_hugetlbfs_holds_its_pages_back_gives_whole_guests_and_shares_nothing():
+    result = run(hugetlbfs())
+    samples = result.samples.set_index("time_s")
+    mib = samples[["mem_reserved_bytes", "mem_private_bytes", "mem_used_bytes"]] // 2**20
+
+    assert mib.loc[0.1].tolist()[:2] == [8, 16 + 4]
+    assert mib.loc[0.9, "mem_reserved_bytes"] == 24
+    assert samples["pages_sharing"].max() == 0
+    assert result.events.loc[result.events["kind"] == "not-started", "guest"].tolist() == ["large-1"]
+    assert result.guests.set_index("guest")["touched_bytes"].to_dict() == {"large-0": 16 << 20, "small-0": 4 << 20}
+
+
+MADVISE = [{"at": "1ms", "advice": "mergeable"}]
+REFUSED = [
+    (
+        ({"hugetlbfs": {"nr_hugepages": 32}}, {}),
+        "hosts.0.hugetlbfs.nr_hugepages: 64MiB of huge pages leave nothing of the host's memory; write at most 31",
+    ),
+    (
+        ({"hugetlbfs": None}, {}),
+        "vms.0.huge_pages: host host has no hugetlbfs; give the host hugetlbfs.nr_hugepages",
+    ),
+    (({}, {"memory": "5MiB"}), "vms.0.memory: must be whole pages of 2MiB; write 6MiB"),
+    (
+        ({}, {"memory": "32MiB"}),
+        "vms.0.memory: is more than the hugetlbfs of host host; set hugetlbfs.nr_hugepages to 16 or more",
+    ),
+    (
+        ({}, {"madvise": MADVISE}),
+        "vms.0.madvise: KSM takes no memory of hugetlbfs; remove madvise or huge_pages",
+    ),
+    (
+        ({}, {"fork_of": "small", "image": None}),
+        "vms.0.huge_pages: a fork has its parent's memory; remove huge_pages or fork_of",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED)
+def test_what_hugetlbfs_cannot_do_is_refused(changed, message):
+    host, vm = changed
+    sound = hugetlbfs().model_dump()
+    hosts = [{"memory": "64MiB", "hugetlbfs": {"nr_hugepages": 12}} | host]
+    large = {"name": "large", "memory": "16MiB", "huge_pages": "hugetlbfs"} | vm
+    small = {"name": "small", "memory": sound["vms"][1]["memory"]}
+
+    with pytest.raises(UserError) as refused:
+        hugetlbfs(hosts=hosts, vms=[large, small])
+
+    assert message in [f"{each.path}: {each.message}; {each.remedy}" for each in refused.value.problems]
+
+
+def test_memory_of_hugetlbfs_is_not_forked():
+    large = {"name": "large", "memory": "16MiB", "huge_pages": "hugetlbfs"}
+
+    with pytest.raises(UserError, match="memory of hugetlbfs is not forked"):
+        hugetlbfs(vms=[large, {"name": "child", "memory": "16MiB", "fork_of": "large", "start": "1ms"}])
 
 
 def test_a_kernel_without_huge_pages_refuses_them():

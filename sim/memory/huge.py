@@ -1,7 +1,7 @@
-"""Transparent huge pages: when a page fault brings 2 MiB at once, and khugepaged, which makes huge pages later.
+"""Huge pages: transparent ones, khugepaged, which makes them of small pages, and hugetlbfs, set aside from the start.
 
-Source: Documentation/admin-guide/mm/transhuge.rst (settings and defaults); mm/khugepaged.c and mm/huge_memory.c of
-Linux 6.18 for behaviour, checked on that kernel.
+Source: Documentation/admin-guide/mm/transhuge.rst and hugetlbpage.rst (settings and defaults); mm/khugepaged.c and
+mm/huge_memory.c of Linux 6.18 for behaviour, checked on that kernel.
 """
 
 from __future__ import annotations
@@ -42,6 +42,25 @@ class Thp(Block):
     def gives(self, asks: bool) -> bool:
         """Whether a guest gets huge pages that asks for them, or does not."""
         return self.enabled == "always" or (self.enabled == "madvise" and asks)
+
+
+class Hugetlbfs(Block):
+    """Huge pages set aside for guests that are backed by hugetlbfs, and for nobody else."""
+
+    size: Literal["2MiB", "1GiB"] = "2MiB"
+    """Size of a page."""
+    nr_hugepages: int = Field(ge=1, le=1 << 32)
+    """How many pages are set aside."""
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of a page in bytes."""
+        return {"2MiB": 2 << 20, "1GiB": 1 << 30}[self.size]
+
+    @property
+    def bytes(self) -> int:
+        """All memory set aside."""
+        return self.nr_hugepages * self.page_bytes
 
 
 class Daemon:
