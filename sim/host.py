@@ -53,8 +53,8 @@ class Host(Block):
     """Timer ticks per second (CONFIG_HZ)."""
     numa_nodes: int = Field(default=1, ge=1, le=1024)
     """NUMA nodes."""
-    prices: str = price_sets.DEFAULT
-    """Price set: what work costs in CPU time."""
+    prices: str = Field(default_factory=price_sets.default)
+    """Price set: what work costs in CPU time; by default this machine's own, or the bundled one."""
     ksm: Ksm = Ksm()
     """Kernel Samepage Merging."""
     ksmtuned: Ksmtuned | None = None
@@ -384,7 +384,7 @@ class Machine:
             differs_at=vm.differs_at, node=guest.node,
         )  # fmt: skip
         if parent is not None:
-            guest.places = parent.places
+            guest.places, guest.expected_writes = parent.places, parent.expected_writes
             self.space.count = self.scanner.fork(parent.index, guest.index, self.space.count, now)
             return True
         contents, writers = self._image_of(guest)

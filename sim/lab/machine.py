@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Final, NoReturn, TypedDict
 
 from sim.errors import MachineError
+from sim.lab.undo import Kind, undo
 
 KSM: Final = Path("/sys/kernel/mm/ksm")
 LOCK: Final = Path("/run/overcommit-lab.lock")
@@ -37,8 +38,11 @@ COUNTERS: Final = (
     "stable_node_chains",
     "stable_node_dups",
     "general_profit",
+    "run",
     "pages_to_scan",
+    "sleep_millisecs",
 )
+"""Files with one number each, counters and settings, that are read over time."""
 
 DEFAULTS: Final[Mapping[str, int | str]] = {
     "pages_to_scan": 100,
@@ -60,13 +64,14 @@ _KILL_TIMEOUT_S: Final = 10.0
 
 
 class _State(TypedDict):
-    """What is put back: every writable knob and how ksmd was scheduled."""
+    """What is put back: every writable knob, how ksmd was scheduled, and what else the lab set up."""
 
     token: str
     knobs: dict[str, str]
     ksmd_cpus: list[int]
     ksmd_policy: int
     ksmd_priority: int
+    set_up: list[tuple[Kind, str]]
 
 
 class Ksm:
@@ -78,12 +83,13 @@ class Ksm:
         names = [name for name in COUNTERS if (KSM / name).exists()]
         self._files = {name: os.open(KSM / name, os.O_RDONLY) for name in names}
         self._vmstat = os.open("/proc/vmstat", os.O_RDONLY)
+        self._cpus = os.open("/proc/stat", os.O_RDONLY)
         self._schedstat = os.open(f"/proc/{self._ksmd}/schedstat", os.O_RDONLY)
         self._stat = os.open(f"/proc/{self._ksmd}/stat", os.O_RDONLY)
 
     def close(self) -> None:
         """Release the counter files."""
-        for descriptor in (*self._files.values(), self._vmstat, self._schedstat, self._stat):
+        for descriptor in (*self._files.values(), self._vmstat, self._cpus, self._schedstat, self._stat):
             os.close(descriptor)
 
     def get(self, knob: str) -> str:
@@ -95,10 +101,11 @@ class Ksm:
         return int(os.pread(self._files[counter], 64, 0))
 
     def counters(self) -> dict[str, int]:
-        """All KSM counters, `cow_ksm` and `ksmd_cpu_ns`, read one after the other."""
+        """All KSM counters, `cow_ksm`, `ksmd_cpu_ns` and `stolen_ns`, read one after the other."""
         values = {name: int(os.pread(descriptor, 64, 0)) for name, descriptor in self._files.items()}
-        values["cow_ksm"] = self._cow_ksm()
+        values["cow_ksm"] = self._vm_event("cow_ksm")
         values["ksmd_cpu_ns"] = self.ksmd_cpu_ns()
+        values["stolen_ns"] = self.stolen_ns()
         return values
 
     def ksmd_cpu_ns(self) -> int:
@@ -108,6 +115,17 @@ class Ksm:
     def ksmd_runs(self) -> int:
         """How often ksmd was put on a core; constant for as long as it sleeps."""
         return int(os.pread(self._schedstat, 64, 0).split()[2])
+
+    def interference(self) -> tuple[int, int]:
+        """What disturbs ksmd, since boot: pages migrated, and time in ns for which it waited for a core."""
+        return self._vm_event("pgmigrate_success"), int(os.pread(self._schedstat, 64, 0).split()[1])
+
+    def stolen_ns(self) -> int:
+        """Time for which the hypervisor took ksmd's core away, since boot."""
+        # That core is the last one (see `isolate`); its line ends with steal, guest and guest_nice.
+        lines = os.pread(self._cpus, 1 << 16, 0).splitlines()
+        ticks = int([line for line in lines if line.startswith(b"cpu")][-1].split()[8])
+        return ticks * (10**9 // os.sysconf("SC_CLK_TCK"))
 
     def ksmd_asleep(self) -> bool:
         """Whether ksmd sleeps between two batches (not when it waits for a lock or a core inside one)."""
@@ -137,11 +155,12 @@ class Ksm:
         for name, value in _writing_order(knobs):
             _write_knob(name, value)
 
-    def _cow_ksm(self) -> int:
+    def _vm_event(self, name: str) -> int:
+        """A line of /proc/vmstat; 0 where the kernel does not count it."""
         text = b""
         while chunk := os.pread(self._vmstat, 1 << 16, len(text)):
             text += chunk
-        _, _, rest = text.partition(b"\ncow_ksm ")
+        _, _, rest = text.partition(f"\n{name} ".encode())
         return int(rest.split(maxsplit=1)[0]) if rest else 0
 
 
@@ -176,6 +195,25 @@ def exclusive(needed_bytes: int = 0) -> Iterator[Ksm]:
                 _heal()
 
 
+@contextlib.contextmanager
+def borrowed(kind: Kind, what: str) -> Iterator[None]:
+    """Note in the state file what is about to be set up, and undo it at the end, or in `_heal` if there is no end.
+
+    Only inside `exclusive`.
+    """
+    state = _kept()
+    state["set_up"].append((kind, what))
+    _keep(state)
+    try:
+        yield
+    finally:
+        with _signals_held():
+            undo(kind, what)
+            state = _kept()
+            state["set_up"].pop()
+            _keep(state)
+
+
 def restore() -> bool:
     """Put back what an interrupted lab left and end its guests; True if there was anything to do."""
     check_abilities()
@@ -198,9 +236,14 @@ def _uses_ksm(process: Path) -> bool:
     return "yes" in fields.values() or int(fields.get("ksm_rmap_items", 0)) > 0
 
 
-def _check_memory(needed: int) -> None:
+def available_bytes() -> int:
+    """Memory that new processes can have without swapping."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) << 10
+    return int(fields["MemAvailable"].split()[0]) << 10
+
+
+def _check_memory(needed: int) -> None:
+    available = available_bytes()
     if needed + _MEMORY_RESERVE > available:
         raise MachineError(
             f"the guests need {needed >> 20} MiB and a reserve of {_MEMORY_RESERVE >> 20} MiB, "
@@ -255,10 +298,20 @@ def _save() -> _State:
         ksmd_cpus=sorted(os.sched_getaffinity(ksmd)),
         ksmd_policy=os.sched_getscheduler(ksmd),
         ksmd_priority=os.sched_getparam(ksmd).sched_priority,
+        set_up=[],
     )
+    _keep(state)
+    return state
+
+
+def _keep(state: _State) -> None:
     unfinished = STATE.with_suffix(".new")
     unfinished.write_text(json.dumps(state, indent=1))
     unfinished.replace(STATE)
+
+
+def _kept() -> _State:
+    state: _State = json.loads(STATE.read_text())
     return state
 
 
@@ -266,8 +319,10 @@ def _heal() -> bool:
     """End the guests of the lab that wrote the state file, and put back what it says."""
     if not STATE.exists():
         return False
-    state: _State = json.loads(STATE.read_text())
+    state = _kept()
     _end_guests(state["token"])
+    for kind, what in reversed(state["set_up"]):
+        undo(kind, what)
     _forget_pages()
     for name, value in _writing_order(state["knobs"]):
         _write_knob(name, value)

@@ -198,7 +198,7 @@ class Scanner:
     def remove(self, guest: int) -> None:
         """The guest exits; KSM forgets it when ksmd comes by."""
         span = self.pages_of(guest)
-        memory.drop_pages(self.m, span.start, span.stop - span.start)
+        ksmd.unmap_pages(self.m, self.k, span.start, span.stop - span.start)
         if self.k.slot[guest, ksmd.BEFORE] < 0 or ksmd.leave(self.m, self.k, guest):
             self._give_back(guest)
         else:
@@ -295,7 +295,8 @@ class Scanner:
             return
         n[ksmd.ADVISOR] = mode == "scan-time"
         # The kernel forgets when the scan began, so that the first one seems to have lasted since boot.
-        n[[ksmd.ADVISOR_CPU, ksmd.ADVISOR_LAST, ksmd.ADVISOR_CHANGE, ksmd.PASS_START]] = 0
+        n[[ksmd.ADVISOR_LAST, ksmd.ADVISOR_CHANGE, ksmd.PASS_START]] = 0
+        n[ksmd.ADVISOR_CPU] = -1000 * self._settings.ksmd_cpu_before
         n[ksmd.PAGES_TO_SCAN] = self._settings.advisor_min_pages_to_scan if n[ksmd.ADVISOR] else 100
 
     # --- time -----------------------------------------------------------------------------------------------------
