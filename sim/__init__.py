@@ -25,21 +25,27 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sim.lab.capture import capture
+    from sim.lab.replay import replay
+    from sim.lab.trial import live as compare
     from sim.results import load
     from sim.run import Result, run
     from sim.scenario import Scenario, parse
     from sim.scenario import load as read
     from sim.sizing import estimate
 
-__all__ = ["Result", "Scenario", "estimate", "load", "parse", "read", "run"]
+__all__ = ["Result", "Scenario", "capture", "compare", "estimate", "load", "parse", "read", "replay", "run"]
 
 _HOMES = {
     "Result": ("sim.run", "Result"),
     "Scenario": ("sim.scenario", "Scenario"),
+    "capture": ("sim.lab.capture", "capture"),
+    "compare": ("sim.lab.trial", "live"),
     "estimate": ("sim.sizing", "estimate"),
     "load": ("sim.results", "load"),
     "parse": ("sim.scenario", "parse"),
     "read": ("sim.scenario", "load"),
+    "replay": ("sim.lab.replay", "replay"),
     "run": ("sim.run", "run"),
 }
 

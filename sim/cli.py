@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,12 @@ from sim.errors import MachineError, OvercommitError, Problem, UserError
 
 if TYPE_CHECKING:
     from sim.columns import Metric
+    from sim.lab.calibrate import Calibration
+    from sim.lab.capture import Taken
+    from sim.lab.replay import Replay
+    from sim.lab.trial import Trial
     from sim.run import Result
+    from sim.scenario import Scenario
     from sim.scenario.expect import Verdict
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -198,6 +203,12 @@ _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Replace one value, as in hosts.0.memory=32GiB."
 )
 _seed_option = click.option("--seed", type=click.IntRange(min=0), help="Replace the scenario's seed.")
+_out_option = click.option(
+    "--out", default="results", type=click.Path(path_type=Path), show_default=True, help="Results folder."
+)
+_report_option = click.option(
+    "--report/--no-report", "with_report", default=True, help="Also draw pictures and report.html."
+)
 _file_argument = click.argument("file", type=click.Path(path_type=Path))
 
 
@@ -224,8 +235,8 @@ def main() -> None:
 @_file_argument
 @_set_option
 @_seed_option
-@click.option("--out", default="results", type=click.Path(path_type=Path), show_default=True, help="Results folder.")
-@click.option("--report/--no-report", "with_report", default=True, help="Also draw pictures and report.html.")
+@_out_option
+@_report_option
 @_talks
 @click.pass_obj
 def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None, out: Path, with_report: bool) -> int:
@@ -243,6 +254,11 @@ def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None
         console.say(_table(estimate(scenario).rows()))
     with console.progress(scenario.name) as progress:
         result = simulate(scenario, progress)
+    return _keep(result, out, with_report, console)
+
+
+def _keep(result: Result | Replay, out: Path, with_report: bool, console: Console) -> int:
+    """Keep a result, print it, and return whether its expectations are met as an exit code."""
     from sim.results import write  # pandas comes last: its memory would add to the simulation's
 
     console.kept = write(result, out)
@@ -344,11 +360,142 @@ def lab() -> None:
     """Hold the simulation against this machine's own kernel (Linux with KSM; most verbs need root)."""
 
 
+@lab.command(name="run")
+@_file_argument
+@_set_option
+@_seed_option
+@_out_option
+@_report_option
+@_talks
+@click.pass_obj
+def lab_run(
+    console: Console, file: Path, overrides: Sequence[str], seed: int | None, out: Path, with_report: bool
+) -> int:
+    """Run FILE on this machine's kernel, in real time, and keep the result as `overcommit run` does.
+
+    Guests are processes with real pages. Figures that a kernel does not tell are left out.
+    """
+    from sim.lab.machine import check_abilities
+    from sim.scenario import load
+
+    scenario = load(file, overrides, seed)
+    _refuse_unwritable(out)
+    check_abilities()
+    from sim.lab.replay import replay
+
+    with console.progress(scenario.name) as progress:
+        result = replay(scenario, progress)
+    return _keep(result, out, with_report, console)
+
+
+@lab.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_set_option
+@_seed_option
+@click.option("--runs", type=click.IntRange(1, 100), help="Runs of the kernel; 3 for changing memory, 1 for static.")
+@click.option("--record", "to", type=click.Path(path_type=Path), help="Keep the kernel's runs in this folder.")
+@click.option("--recorded", type=click.Path(path_type=Path), help="Take the kernel's runs from this folder.")
+@click.option("--write", "page", type=click.Path(path_type=Path), help="Write PAGE.md about all FILES, no results.")
+@_out_option
+@_talks
+@click.pass_obj
+def compare(
+    console: Console,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    seed: int | None,
+    runs: int | None,
+    to: Path | None,
+    recorded: Path | None,
+    page: Path | None,
+    out: Path,
+) -> int:
+    """Hold the simulator against this machine's kernel: counters, scan times and CPU of FILES, or of all in a folder.
+
+    Exit code 1 says that they differ by more than is stated: static memory must be exact at every full scan,
+    changing memory inside the kernel's spread and 1 % of the pages, scan times within 3 %, ksmd's CPU within 10 %.
+    """
+    from sim.lab.machine import check_abilities
+    from sim.scenario import load
+
+    if recorded and (to or runs):
+        raise UserError("--recorded takes runs that are there; remove --record and --runs, or --recorded")
+    scenarios = [load(file, overrides, seed) for file in _scenario_files(files)]
+    _refuse_unwritable(to or (page.parent if page else out))
+    if not recorded:
+        check_abilities()
+    from sim.lab.recordings import about, keep, kept
+
+    trials: list[Trial] = []
+    told: list[Mapping[str, Any]] = []
+    busy: list[str] = []
+    for scenario in scenarios:
+        trial = kept(scenario, recorded) if recorded else _try(scenario, runs, console, busy)
+        if trial is None:
+            continue
+        if to:
+            keep(trial, to)
+        trials.append(trial)
+        folder = None if page else _keep_trial(trial, out)
+        told.append(_trial_json(trial, folder))
+        if not console.json:
+            console.data(_trial_text(trial, folder, console))
+    if page and not busy:
+        from sim.lab.fidelity import write
+
+        write(trials, about(recorded), page)
+        console.say(f"wrote {page}")
+    if console.json:
+        console.data(_as_json({"comparisons": told, "too_busy": busy}))
+    if busy:
+        raise MachineError("\n".join([*busy, f"{page} was not written"] if page else busy))
+    return EXIT_UNMET if any(trial.comparison.faults() for trial in trials) else 0
+
+
+def _scenario_files(files: Iterable[Path]) -> Iterator[Path]:
+    """Yield the files, and those in folders."""
+    for file in files:
+        found = sorted(file.rglob("*.yaml")) if file.is_dir() else [file]
+        if not found:
+            raise UserError(f"{file}: no scenario in this folder")
+        yield from found
+
+
+def _try(scenario: Scenario, runs: int | None, console: Console, busy: list[str]) -> Trial | None:
+    """Run a trial on this machine; None, with the reason among *busy*, if other work disturbs it."""
+    from sim.lab.trial import Busy, live
+
+    try:
+        with console.progress(scenario.name) as progress:
+            return live(scenario, runs, progress=progress)
+    except Busy as error:
+        busy.append(str(error))
+        return None
+
+
+def _keep_trial(trial: Trial, out: Path) -> Path:
+    """Keep the simulation's result with the comparison's picture and figures; return its folder."""
+    from sim.lab.compare import write_recording
+    from sim.lab.fidelity import draw
+    from sim.report.html import PICTURES
+    from sim.results import write
+    from sim.results.store import explained
+    from sim.run import run as simulate
+
+    folder = write(simulate(trial.scenario), out)
+    with explained(folder):
+        (folder / PICTURES).mkdir(exist_ok=True)
+        draw(trial, folder / PICTURES / "kernel.png")
+        write_recording(trial.measured, folder / "kernel.csv.gz")
+        (folder / "comparison.json").write_text(_as_json(_trial_json(trial, folder)) + "\n")
+    return folder
+
+
 @lab.command()
 @_talks
 @click.pass_obj
 def restore(console: Console) -> None:
-    """Put back what an interrupted lab left: KSM's settings, ksmd's scheduling, guest processes."""
+    """Put back what an interrupted lab left: settings, ksmd's scheduling, guests, zram devices, swap files."""
     from sim.lab.machine import restore as heal
 
     healed = heal()
@@ -358,15 +505,91 @@ def restore(console: Console) -> None:
         console.data("restored what an interrupted lab left" if healed else "nothing to restore")
 
 
+@lab.command()
+@click.option("--name", help="Name of the price set; by default that of this machine, which then uses it by itself.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write this file instead of installing the set.")
+@click.option("--quick", is_flag=True, help="Run everything once and not three times: less certain.")
+@_talks
+@click.pass_obj
+def calibrate(console: Console, name: str | None, out: Path | None, quick: bool) -> None:
+    """Measure what ksmd, page faults, large pages, zram and swap cost on this machine, and keep it as a price set.
+
+    It takes about five minutes (--quick two), in which the machine should do nothing else.
+    """
+    from sim.lab.calibrate import calibrate as measure
+    from sim.lab.calibrate import destination, install
+    from sim.lab.machine import check_abilities
+
+    check_abilities()
+    name, file = destination(name, out)
+    with console.progress("calibrate") as progress:
+        found = measure(name, quick, progress)
+    install(found.prices, file)
+    console.kept = file
+    console.data(_calibration_json(found, file) if console.json else _calibration_text(found, file, console))
+
+
+def _duration(ctx: click.Context, option: click.Parameter, value: str | None) -> int:
+    """Nanoseconds of an option such as 10s."""
+    from sim.errors import At
+    from sim.units import parse_duration
+
+    try:
+        return parse_duration(value) if value is not None else 0
+    except At as fault:
+        raise click.BadParameter(str(fault), ctx, option) from None
+
+
+@lab.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The image to write, NAME.npz.")
+@click.option("--pid", type=click.IntRange(min=1), help="Capture this process.")
+@click.option("--ram", type=click.Path(path_type=Path), help="Capture a QEMU guest: its memory-backend-file, share=on.")
+@click.option("--core", type=click.Path(path_type=Path), help="Capture an ELF core, or a file of dump-guest-memory.")
+@click.option(
+    "--mappings",
+    type=click.Choice(["mergeable", "private", "all"]),
+    default="private",
+    show_default=True,
+    help="Of a process: what KSM may scan, what it could, or file pages and shared memory too.",
+)
+@click.option("--every", "every_ns", callback=_duration, metavar="TIME", help="Take a snapshot every 10s ...")
+@click.option("--for", "for_ns", callback=_duration, metavar="TIME", help="... for 2min.")
+@click.option(
+    "--comparable",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Number contents alike in all captures with this key file, which is made if missing. Keep it to yourself.",
+)
+@click.option("--compress", is_flag=True, help="Also note each page's size under LZ4.")
+@_talks
+@click.pass_obj
+def capture(console: Console, /, out: Path, **options: Any) -> None:
+    """Capture real memory as an image that scenarios replay: which pages are equal, and when they change.
+
+    No contents are written, and without KEY no fingerprints either.
+    """
+    from sim.lab.capture import capture as take
+
+    try:
+        with console.progress(out.name) as progress:
+            taken = take(out, progress=progress, **options)
+    except KeyboardInterrupt:
+        console.kept = out if out.exists() else None
+        raise
+    if taken.stopped:
+        console.say(f"{taken.stopped}; kept what was there before (snapshots: {taken.snapshots})")
+    console.data(_as_json({**asdict(taken), "file": str(out)}) if console.json else _capture_text(taken, console))
+
+
 # --- what the verbs print ----------------------------------------------------------------------------------------
 
 
-def _run_json(result: Result, folder: Path, met: bool) -> str:
+def _run_json(result: Result | Replay, folder: Path, met: bool) -> str:
     verdicts = [asdict(verdict) for verdict in result.verdicts]
     return _as_json({"result": str(folder), "met": met, "summary": dict(result.summary), "expectations": verdicts})
 
 
-def _run_text(result: Result, console: Console) -> str:
+def _run_text(result: Result | Replay, console: Console) -> str:
     """Return the conclusion, the headline metrics, the expectations, and last the folder of the result."""
     from sim.columns import HEADLINES
     from sim.report.words import amount, conclusion
@@ -374,12 +597,104 @@ def _run_text(result: Result, console: Console) -> str:
     if console.quiet:
         return str(console.kept)
     blocks = [conclusion(result.samples, result.guests, result.summary)]
-    blocks.append(_table((each.name, amount(result.summary[each.name], each.unit), each.meaning) for each in HEADLINES))
+    real = str(result.manifest.get("engine")).startswith("kernel")
+    shown = [each for each in HEADLINES if not real or result.summary[each.name] is not None]
+    blocks.append(_table((each.name, amount(result.summary[each.name], each.unit), each.meaning) for each in shown))
     if result.verdicts:
         blocks.append(_table(map(_verdict_row, result.verdicts)))
     if console.verbose:
         blocks.append(_table((name, str(value)) for name, value in result.manifest.items()))
     return "\n\n".join([*blocks, str(console.kept)])
+
+
+def _calibration_json(found: Calibration, file: Path) -> str:
+    prices = found.prices.model_dump(mode="json", exclude_defaults=True)
+    told = {"errors": dict(found.errors), "together": list(found.together), "missing": dict(found.missing)}
+    return _as_json({"file": str(file), "prices": prices, **told})
+
+
+def _calibration_text(found: Calibration, file: Path, console: Console) -> str:
+    """Return the prices, how far they can be trusted, what could not be measured, and last the file."""
+    if console.quiet:
+        return str(file)
+    worst = max(found.errors, key=lambda name: abs(found.errors[name]))
+    typical = sorted(map(abs, found.errors.values()))[len(found.errors) // 2]
+    lines = [
+        f"ksmd's CPU time in {len(found.errors)} workloads, each left out of the fit in turn: "
+        f"typical error {typical:.1%}, worst {found.errors[worst]:+.1%} ({worst})",
+        *(f"not told apart, only their sum is known well: {first} and {second}" for first, second in found.together),
+        *(f"not measured: {section}: {reason}" for section, reason in found.missing.items()),
+    ]
+    return "\n\n".join([_table(_price_rows(found)), "\n".join(lines), str(file)])
+
+
+def _price_rows(found: Calibration) -> Iterator[Sequence[str]]:
+    """Yield each price with its 95 % interval."""
+    from sim.cost.prices import Price
+
+    def figure(ns: float) -> str:
+        return f"{ns:,.0f}" if ns >= 1000 else f"{ns:.3g}"
+
+    def row(name: str, price: Price) -> Sequence[str]:
+        interval = "" if price.low is None or price.high is None else f"{figure(price.low)} to {figure(price.high)}"
+        return name, f"{figure(price.ns)} ns", interval
+
+    prices = found.prices
+    yield from (row(name, price) for name, price in prices if isinstance(price, Price))
+    yield "cold_caches", f"{prices.cold_caches.factor:g}", ""
+    for block in ("page_faults", "swap"):
+        yield from (row(f"{block}.{name}", price) for name, price in getattr(prices, block) or ())
+    for access in prices.random_access:
+        size = access.model_dump(mode="json")["working_set"]
+        yield from (row(f"random access, {size}, {name}", getattr(access, name)) for name in ("small", "huge"))
+    for algorithm, costs in prices.zram.items():
+        yield from (row(f"zram {algorithm} {name}", getattr(costs, name)) for name in ("compress", "decompress"))
+        yield f"zram {algorithm}", f"{costs.bytes_per_page:g} bytes a page", ""
+
+
+def _capture_text(taken: Taken, console: Console) -> str:
+    """Return what a capture holds, and last its file."""
+    from sim.columns import PAGE_BYTES
+    from sim.units import about_bytes
+
+    if console.quiet:
+        return str(taken.file)
+    rows = [("snapshots", str(taken.snapshots), "")]
+    for name, pages in (
+        ("pages", taken.pages),
+        ("touched", taken.touched_pages),
+        ("zeros", taken.zero_pages),
+        ("different contents", taken.contents),
+    ):
+        rows.append((name, str(pages), about_bytes(pages * PAGE_BYTES)))
+    return "\n".join([_table(rows), str(taken.file)])
+
+
+def _trial_json(trial: Trial, folder: Path | None) -> Mapping[str, Any]:
+    comparison = trial.comparison
+    return {
+        "scenario": trial.scenario.name,
+        "faults": comparison.faults(),
+        "exact": comparison.exact,
+        "full_scans": comparison.scans,
+        "pages": comparison.pages,
+        "kernel_runs": len(trial.measured),
+        "pace": trial.pace,
+        "counters": comparison.counters.to_dict("index"),
+        "scan_time_s": asdict(comparison.time),
+        "ksmd_cpu_ns": asdict(comparison.cpu),
+        "result": str(folder) if folder else None,
+    }
+
+
+def _trial_text(trial: Trial, folder: Path | None, console: Console) -> str:
+    """Return what was compared, the figures, the verdict, and last the folder of the result."""
+    from sim.lab.fidelity import heading, rows, verdict
+
+    end = f"{trial.scenario.name}: {verdict(trial.comparison)}"
+    if console.quiet or not folder:
+        return end
+    return "\n\n".join([f"{trial.scenario.name}: {heading(trial)}", _table(rows(trial.comparison)), end, str(folder)])
 
 
 def _verdict_row(verdict: Verdict) -> Sequence[str]:
@@ -419,10 +734,21 @@ def _parts() -> Iterator[tuple[str, str, str]]:
     yield "mechanism", "ksm", _first_line(Ksm)
     yield from (("tuner", name, _first_line(tuner)) for name, tuner in TUNERS.items())
     yield from _kernels()
-    yield from (("prices", name, prices.load(name).about) for name in prices.names())
+    yield from (("prices", name, _about_prices(name)) for name in prices.names())
     yield from (("metric", metric.name, metric.meaning) for metric in METRICS)
     for file in sorted(_bundled_scenarios().glob("*.yaml")):
         yield "scenario", str(file), str(read(file).data.get("description", ""))
+
+
+def _about_prices(name: str) -> str:
+    """Return what a price set says of itself; one of the user's own may be wrong."""
+    from sim.cost import prices
+    from sim.errors import At
+
+    try:
+        return prices.load(name).about
+    except At as fault:
+        return str(fault)
 
 
 def _first_line(block: type) -> str:

@@ -54,8 +54,8 @@ class Host(Block):
     """Timer ticks per second (CONFIG_HZ)."""
     numa_nodes: int = Field(default=1, ge=1, le=1024)
     """NUMA nodes."""
-    prices: str = price_sets.DEFAULT
-    """Price set: what work costs in CPU time."""
+    prices: str = Field(default_factory=price_sets.default)
+    """Price set: what work costs in CPU time; by default this machine's own, or the bundled one."""
     ksm: Ksm = Ksm()
     """Kernel Samepage Merging."""
     thp: Thp = Thp()
@@ -205,6 +205,7 @@ class Machine:
         self.progress = progress
         self.env: simpy.Environment = simpy.Environment(initial_time=0)
         self.prices: Prices = host.price_set
+        self.huge_prices = price_sets.huge_pages(self.prices)
         self.kernel: Kernel = kernel(host.kernel)
         self.samples = _Rows()
         self.scans = _Rows()
@@ -228,6 +229,7 @@ class Machine:
         self.scanner: Scanner = (make_scanner or Scanner)(
             host.ksm, self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=self._most_pages(),
             guests=len(self.guests), contents=contents, work_ps=self._work_prices(),
+            split_ps=round(self.huge_prices.split.ns * 1000),
             trees=1 if host.ksm.merge_across_nodes else host.numa_nodes,
             cold_milli=round(self.prices.cold_caches.factor * 1000), writes=writes, key=key(seed, "host", name),
         )  # fmt: skip
@@ -407,7 +409,7 @@ class Machine:
         if self._has_thp(vm):
             self.khugepaged.register(guest.index)
         if parent is not None:
-            guest.places = parent.places
+            guest.places, guest.expected_writes = parent.places, parent.expected_writes
             self.space.count = self.scanner.fork(parent.index, guest.index, self.space.count, now)
             return True
         contents, writers = self._image_of(guest)
@@ -610,9 +612,9 @@ class Machine:
         while True:
             yield self.env.timeout(self.host.thp.khugepaged.scan_sleep_millisecs * MILLISECOND or 1)
             looked, made = self.khugepaged.wake(self.scanner.m, int(self.env.now))
-            spent = looked * self.prices.picoseconds("collapse_scan") + made * self.prices.picoseconds("collapse")
-            self.khugepaged_ns += spent // 1000
-            yield self.env.timeout(spent // 1000)
+            spent = round(looked * self.huge_prices.look.ns + made * self.huge_prices.collapse.ns)
+            self.khugepaged_ns += spent
+            yield self.env.timeout(spent)
 
     def _tune(self, tuner: Ksmtuned | Mom) -> Steps:
         daemon = tuner.start()

@@ -58,7 +58,7 @@ def run(scenario: Scenario, progress: Progress | None = None) -> Result:
             f"{scenario.name}: needs about {about_bytes(need.memory_bytes)} of memory for {need.pages:,} guest pages, "
             f"this machine has {about_bytes(available)} free; give fewer or smaller guests"
         )
-    digest = scenario.digest(_version("overcommit"))
+    digest = scenario.digest(package_version("overcommit"))
     began, cpu_began = time.perf_counter(), time.process_time()
     assignments = scenario.assignments()
     hosts = scenario.host_names()
@@ -84,11 +84,12 @@ def _result(scenario: Scenario, digest: str, reports: Sequence[Report], wall_s: 
     events = [row for report in reports for row in report.events]
     events.sort(key=lambda row: float(str(row["time_s"])))
     summary = summarise(samples, scans)
-    versions = {package: _version(package) for package in _PACKAGES}
+    versions = {package: package_version(package) for package in _PACKAGES}
     manifest = {
         "engine": f"overcommit {versions['overcommit']}",
         "seed": scenario.seed,
         "digest": digest,
+        "prices": {host.prices: host.price_set.digest() for host in scenario.hosts},
         "versions": versions,
         "wall_s": round(wall_s, 3),
         "cpu_s": round(cpu_s, 3),
@@ -109,7 +110,8 @@ def _joined(table: str, columns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True).sort_values("time_s", kind="stable", ignore_index=True)
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:

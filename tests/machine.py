@@ -142,7 +142,7 @@ class Machine:
 
     def unmap(self, guest: int, page: int) -> None:
         """Discard a page."""
-        memory.drop_page(self.m, self.first(guest) + page)
+        ksmd.unmap_pages(self.m, self.k, self.first(guest) + page, 1)
 
     def collapse(self, guest: int, max_ptes_none: int, max_ptes_shared: int) -> None:
         """khugepaged goes through the guest."""
@@ -150,7 +150,7 @@ class Machine:
 
     def exit(self, guest: int) -> None:
         """The guest ends."""
-        memory.drop_pages(self.m, self.first(guest), int(self.m.guest[guest, memory.PAGES]))
+        ksmd.unmap_pages(self.m, self.k, self.first(guest), int(self.m.guest[guest, memory.PAGES]))
         if self._registered(guest):
             ksmd.leave(self.m, self.k, guest)
 
@@ -233,6 +233,10 @@ class Machine:
     def settle(self) -> None:
         """Let every block be visited page by page in the next full scan."""
         ksmd.settle_all(self.m, self.k)
+
+    def between_scans(self) -> bool:
+        """Whether ksmd has ended a full scan and not begun the next."""
+        return bool(self.k.n[ksmd.SLOT] == len(self.m.guest))
 
     def counters(self) -> dict[str, int]:
         """Every counter, as a snapshot shows it."""

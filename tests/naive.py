@@ -2,8 +2,8 @@
 
 Trees are dictionaries from content to what holds it, so three things stand for the tree walks of the kernel: an equal
 page put in the unstable tree in this full scan is found, one that changed since is not, and a search stops at one that
-vanished or that is the same frame. Dead nodes are met by searches for their own content only, and a chain that lost
-its last node ends at once.
+vanished or that is the same frame. Dead nodes are met by searches for their own content only, and the header of a
+chain that lost its last node by the next search for any.
 
 Source: Linux 6.18 mm/ksm.c.
 """
@@ -129,6 +129,7 @@ class Naive:
         self.address = 0
         self.met_area = False
         self.stable: dict[int, StableNode | Chain] = {}
+        self.empty_chains = 0
         self.unstable: dict[int, Item] = {}
         self.running = 1
         self.full_scans = self.pages_scanned = self.pages_skipped = self.cow_ksm = self.cow_other = 0
@@ -284,6 +285,7 @@ class Naive:
                 self.slots.remove(mm)
         for node in self._nodes():
             self._remove(node)
+        self.empty_chains = 0
         self.full_scans = 0
         self.cursor = None
 
@@ -301,7 +303,7 @@ class Naive:
         shared = sum(1 for node in nodes if node.items)
         sharing = sum(len(node.items) - 1 for node in nodes if node.items)
         unshared = sum(item.unstable for item in items)
-        slots = len(self.slots)
+        slots, headers = len(self.slots), len(nodes) + len(chains) + self.empty_chains
         frames = {frame for mm in self.guests for frame in mm.frames.values()} - {self.zero_page}
         return {
             "pages_shared": shared,
@@ -311,12 +313,12 @@ class Naive:
             "pages_scanned": self.pages_scanned,
             "pages_skipped": self.pages_skipped,
             "full_scans": self.full_scans,
-            "stable_node_chains": len(chains),
+            "stable_node_chains": len(chains) + self.empty_chains,
             "stable_node_dups": sum(len(chain.dups) for chain in chains),
             "ksm_zero_pages": len(self.zero_page.mappers),
             "items": len(items),
             "frames": len(frames),
-            "metadata": len(items) * ITEM_BYTES + (len(nodes) + len(chains)) * NODE_BYTES + slots * SLOT_BYTES,
+            "metadata": len(items) * ITEM_BYTES + headers * NODE_BYTES + slots * SLOT_BYTES,
             "cow_ksm": self.cow_ksm,
             "cow_other": self.cow_other,
             "huge_pages": sum(len(mm.huge) for mm in self.guests),
@@ -436,6 +438,7 @@ class Naive:
         return True
 
     def _stable_search(self, content: int, now: int) -> StableNode | None:
+        self.empty_chains = 0
         entry = self.stable.get(content)
         if isinstance(entry, Chain):
             return self._choose(entry, content, now)
@@ -459,6 +462,7 @@ class Naive:
                 best = node
                 if not whole:
                     break
+        self.empty_chains = 0
         if len(chain.dups) == 1:
             self._dissolve(chain, content)
         elif best and best is not chain.dups[0] and len(best.items) + 1 < self.max_page_sharing:
@@ -495,6 +499,7 @@ class Naive:
             node.chain.dups.remove(node)
         if not node.chain or not node.chain.dups:
             del self.stable[node.frame.content]
+            self.empty_chains += bool(node.chain)
 
     def _attach(self, item: Item, node: StableNode) -> None:
         item.node = node

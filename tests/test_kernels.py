@@ -57,6 +57,7 @@ def test_text_that_is_no_kernel_with_ksm_is_refused_with_the_versions_there_are(
     [
         ({"smart_scan": 1}, "6.7", "6.6"),
         ({"advisor_mode": "scan-time"}, "6.8", "6.7"),
+        ({"ksmd_cpu_before": "1h"}, "6.8", "6.7"),
         ({"max_page_sharing": 10}, "4.13", "4.12"),
         ({"use_zero_pages": 1}, "4.11", "4.10"),
         ({"merge_across_nodes": 0}, "3.9", "3.8"),
@@ -76,6 +77,15 @@ def test_a_setting_is_refused_before_the_kernel_that_brought_it(setting, since, 
 def test_max_kernel_pages_is_refused_after_the_kernel_that_had_it():
     with pytest.raises(UserError, match=r"max_kernel_pages.*went away with kernel 2\.6\.33"):
         scenario(guest("g", part("page", 1), pages=1), duration="1s", kernel="2.6.33", ksm={"max_kernel_pages": 10})
+
+
+@pytest.mark.parametrize(("before", "choices"), [("0s", [500, 5000, 30_000]), ("1h", [500, 70, 700, 7000, 30_000])])
+def test_the_advisors_first_step_counts_all_that_ksmd_ever_used(before, choices):
+    """On 6.18, after 744 s of ksmd's CPU time, scans took as long as with 500, 70, 700 pages and on."""
+    ksm = {"advisor_mode": "scan-time", "advisor_target_scan_time": 1, "ksmd_cpu_before": before}
+    result = run(guest("g", part("own", 2000), pages=2000), duration="3s", sample_every="10ms", ksm=ksm)
+
+    assert list(dict.fromkeys(result.samples["pages_to_scan"])) == choices
 
 
 # --- changes ---------------------------------------------------------------------------------------------------------

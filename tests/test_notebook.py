@@ -1,4 +1,4 @@
-"""The notebook runs from the project's folder and shows what it shows now; run as a script, this executes it anew."""
+"""The notebooks run from the project's folder and show what they show now; run as a script, this executes them anew."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MOST_BYTES = 300_000
 
 
-def executed() -> Any:
-    """The notebook with fresh outputs. Raises nbclient's error when a cell fails."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def executed(file: Path) -> Any:
+    """A notebook with fresh outputs. Raises nbclient's error when a cell fails."""
+    notebook = nbformat.read(file, as_version=4)
     NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}, timeout=300).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, which change at every execution
@@ -33,16 +33,19 @@ def texts(notebook: Any) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_the_notebook_runs_and_shows_what_was_committed() -> None:
-    committed = list(texts(nbformat.read(NOTEBOOK, as_version=4)))
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_runs_and_shows_what_was_committed(file: Path) -> None:
+    committed = list(texts(nbformat.read(file, as_version=4)))
 
-    assert list(texts(executed())) == committed, "run: python tests/test_notebook.py"
+    assert list(texts(executed(file))) == committed, "run: python tests/test_notebook.py"
     assert committed
 
 
-def test_the_notebook_is_small() -> None:
-    assert NOTEBOOK.stat().st_size < MOST_BYTES
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_is_small(file: Path) -> None:
+    assert file.stat().st_size < MOST_BYTES
 
 
 if __name__ == "__main__":
-    nbformat.write(executed(), NOTEBOOK)
+    for each in NOTEBOOKS:
+        nbformat.write(executed(each), each)

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+from collections.abc import Mapping
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sim.document import read
 from sim.errors import At, UserError, suggestion
-from sim.units import Block
+from sim.units import Block, Bytes
 
 FOLDER: Final = Path(__file__).parent / "prices"
 DEFAULT: Final = "emerald-rapids"
+
+Nanoseconds = Annotated[float, Field(ge=0, le=1e9)]
+Source = Annotated[str, Field(min_length=10)]
 
 
 class Price(Block):
     """One price and where it comes from."""
 
-    ns: float = Field(ge=0, le=1e9)
+    ns: Nanoseconds
     """Nanoseconds."""
-    source: str = Field(min_length=10)
+    low: Nanoseconds | None = None
+    """Lower end of the 95 % confidence interval, in ns, where one is known."""
+    high: Nanoseconds | None = None
+    """Upper end of it."""
+    source: Source
     """Measurement, or paper and table."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Price:
+        low, high = (self.ns if end is None else end for end in (self.low, self.high))
+        if not low <= self.ns <= high:
+            raise At("", "must lie between its low and its high", "correct the three")
+        return self
 
 
 class Factor(Block):
@@ -31,8 +49,78 @@ class Factor(Block):
 
     factor: float = Field(ge=0, le=100)
     """The factor."""
-    source: str = Field(min_length=10)
+    source: Source
     """Measurement, or paper and table."""
+
+
+class Provenance(Block):
+    """The machine on which a set was measured."""
+
+    cpu: str
+    """What the processor calls itself."""
+    cores: int = Field(ge=1)
+    """Processor cores that the measurement could use."""
+    kernel: str
+    """Release of its Linux."""
+    hz: int = Field(ge=1, le=10_000)
+    """Timer ticks per second."""
+    virtualised: bool
+    """Whether it runs under a hypervisor."""
+
+
+class PageFaults(Block):
+    """First touch of memory, with the zeroing of the page, paid by who touches it."""
+
+    small: Price
+    """4 KiB."""
+    huge: Price
+    """2 MiB."""
+
+
+class HugePages(Block):
+    """Work of making and unmaking transparent huge pages."""
+
+    split: Price
+    """Splitting one, paid by ksmd."""
+    collapse: Price
+    """Copying the pages of a 2 MiB area into one, paid by khugepaged."""
+    look: Price
+    """Looking at the pages of such an area, paid by khugepaged."""
+
+
+class Access(Block):
+    """One random load that depends on the one before, with memory in small and in huge pages."""
+
+    working_set: Bytes = Field(gt=0)
+    """Memory over which the loads are spread."""
+    small: Price
+    """In pages of 4 KiB."""
+    huge: Price
+    """In pages of 2 MiB."""
+
+
+class Compressor(Block):
+    """Work of one compression algorithm of zram for a page of 4 KiB, without finding the page."""
+
+    compress: Price
+    """Compress and store a page."""
+    decompress: Price
+    """Load and decompress a page."""
+    bytes_per_page: float = Field(gt=0, le=65536)
+    """Memory that a page of the measurement took in the end."""
+
+
+class SwapDevice(Block):
+    """Time that a swap file takes, most of it waiting and not CPU."""
+
+    read: Price
+    """Random read of 4 KiB, one at a time."""
+    write: Price
+    """4 KiB of a sequential write."""
+    swap_in: Price
+    """Fault on a page that was swapped out, readahead included."""
+    swap_out: Price
+    """4 KiB that a guest pushes out by touching more than its limit."""
 
 
 class Prices(Block):
@@ -42,6 +130,8 @@ class Prices(Block):
     """Name of the set, that of its file."""
     about: str = Field(min_length=10)
     """Machine, kernel and date."""
+    machine: Provenance | None = None
+    """Where `overcommit lab calibrate` measured it."""
     batch: Price
     """Waking up for a batch."""
     scan: Price
@@ -78,17 +168,37 @@ class Prices(Block):
     """Looking at one more KSM page of a chain."""
     node_level: Price
     """Looking at the stable node of a merged page, once for each doubling of the number of nodes: they are colder."""
-    split: Price
-    """Splitting a huge page, paid by ksmd."""
-    collapse: Price
-    """Copying the pages of a block into a huge page, paid by khugepaged."""
-    collapse_scan: Price
-    """Looking at the pages of a block, paid by khugepaged."""
+    slot: Price
+    """Going to a guest's memory: its lock and its mappings, once for each guest and full scan."""
+    free: Price
+    """Freeing the item of a page that is gone."""
     cow_break: Price
     """Copy on write, paid by the guest."""
     cold_caches: Factor
     """Surcharge for caches gone cold while ksmd slept: the factor times ln(1 + v/100) 100/v of the cost of a batch
     with v visits."""
+
+    page_faults: PageFaults | None = None
+    """First touches of memory."""
+    huge_pages: HugePages | None = None
+    """Transparent huge pages; where a set does not price them, the bundled default does."""
+    random_access: tuple[Access, ...] = ()
+    """Random loads by working set, the smallest first: what large pages save."""
+    zram: Mapping[str, Compressor] = Field(default_factory=dict)
+    """Algorithms of zram by their name in the kernel."""
+    swap: SwapDevice | None = None
+    """A swap file on the machine's disk."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Prices:
+        sizes = [access.working_set for access in self.random_access]
+        if sizes != sorted(set(sizes)):
+            raise At("random_access", "must go from the smallest working set to the largest", "sort it")
+        return self
+
+    def digest(self) -> str:
+        """12 hexadecimal digits that differ for sets of one name with other figures."""
+        return blake2b(self.model_dump_json().encode(), digest_size=6).hexdigest()
 
     def picoseconds(self, kind: str) -> int:
         """The price of one kind of work."""
@@ -96,19 +206,54 @@ class Prices(Block):
         return round(price.ns * 1000)
 
 
-def names() -> list[str]:
+def huge_pages(prices: Prices) -> HugePages:
+    """What huge pages cost by this set, or else by the bundled default."""
+    found = prices.huge_pages or load(DEFAULT).huge_pages
+    assert found is not None  # the bundled default has them
+    return found
+
+
+def user_folder() -> Path:
+    """Where `overcommit lab calibrate` installs price sets."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(base) / "overcommit" / "prices"
+
+
+def own_name() -> str:
+    """Name of this machine's own set: its host name, in the letters that names are made of."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", platform.node()).strip("-._")[:100] or "this-machine"
+
+
+def default() -> str:
+    """The set that prices a host which names none: this machine's own if it was calibrated, else the bundled one."""
+    own = own_name()
+    return own if (user_folder() / f"{own}.yaml").is_file() else DEFAULT
+
+
+def bundled() -> list[str]:
     """Price sets that come with the package."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-@lru_cache
+def names() -> list[str]:
+    """Price sets that a scenario can name: those of the package and those of the user."""
+    return sorted({*bundled(), *(path.stem for path in user_folder().glob("*.yaml"))})
+
+
 def load(name: str, folder: Path = Path()) -> Prices:
     """The price set of that name, or of that .yaml file in *folder*. Raises At for one that is unknown or wrong."""
     own = name.endswith(".yaml")
-    path = folder / name if own else FOLDER / f"{name}.yaml"
-    if not os.path.isfile(path):
+    places = [folder / name] if own else [FOLDER / f"{name}.yaml", user_folder() / f"{name}.yaml"]
+    path = next(filter(os.path.isfile, places), None)
+    if path is None:
         remedy = "paths are relative to the scenario file" if own else suggestion(name, names())
         raise At("", "no such price set", remedy)
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _read(path: Path, _changed_ns: int) -> Prices:
+    """The price set in a file that was last changed then."""
     try:
         prices = read(path).check(Prices)
     except UserError as error:

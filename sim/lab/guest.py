@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import math
 import mmap
 import os
 import select
@@ -38,6 +39,8 @@ _CHUNK_PAGES: Final = 256
 _WRITER_TICK_NS: Final = 1_000_000
 _WRITER_CHUNK: Final = 4096
 _REPLY_TIMEOUT_S: Final = 120.0
+_PRESENT: Final = np.uint64(0b11 << 62)
+"""Bits of a pagemap entry: in memory, or in swap (Documentation/admin-guide/mm/pagemap.rst)."""
 
 
 class Act(NamedTuple):
@@ -55,6 +58,17 @@ class Done(NamedTuple):
     verb: str
     began_ns: int
     ended_ns: int
+
+
+class Farewell(NamedTuple):
+    """What a guest says at its end: what it did by plan, when it ended (ns), and what became of its memory."""
+
+    deeds: list[Done]
+    ended_ns: int
+    touched_pages: int
+    written_pages: int
+    ksm_stat: dict[str, int]
+    """The figures of /proc/PID/ksm_stat."""
 
 
 def mix(values: Keys) -> Keys:
@@ -190,13 +204,13 @@ class GuestProcess:
         """Set the zero of the plan's times, on the monotonic clock; a guest not forked yet inherits it."""
         self.call("begin", start_ns)
 
-    def end(self) -> list[Done]:
-        """End the guest, unless its plan already did, and return what it did and when."""
+    def end(self) -> Farewell:
+        """End the guest, unless its plan already did, and return its last words."""
         if not self._connection.poll():
             self._connection.send(("exit", ()))
-        done: list[Done] = self.answer()
+        farewell: Farewell = self.answer()
         self.hang_up()
-        return done
+        return farewell
 
     def hang_up(self) -> None:
         """Close the line; a living guest ends when it notices."""
@@ -204,7 +218,8 @@ class GuestProcess:
 
     def call(self, verb: str, *arguments: object) -> Any:
         """Have the guest do something and return its reply; MachineError if it failed."""
-        self._connection.send((verb, arguments))
+        with contextlib.suppress(BrokenPipeError):  # it ended, and may have said why
+            self._connection.send((verb, arguments))
         return self.answer()
 
     def answer(self) -> Any:
@@ -237,31 +252,53 @@ def serve(descriptor: int) -> None:
 
 
 class _Writer:
-    """Rewrites random pages of a set, each at its own exponential gaps, with contents nobody else has."""
+    """Rewrites random pages of a set, each at its own exponential gaps, while its guest is active.
 
-    def __init__(self, pages: Pages, per_second: float, seed: int, start_ns: int) -> None:
+    A write leaves one of `choices`, or, where there are none, a content nobody else has. Times are kept on a clock
+    that runs `level` times as fast as the real one: with a new level, writes drawn already move.
+    """
+
+    def __init__(
+        self, pages: Pages, per_second: float, seed: int, choices: Keys, start_ns: int, level: float = 1.0
+    ) -> None:
         self._pages = pages
         self._mean_gap_ns = 1e9 / (per_second * len(pages))
         self._seed = np.uint64(seed << 32)
+        self._choices = choices
         self._generator = default_rng(seed)
         self._count = 0
-        self._times, self._picks = self._draw(start_ns)
+        self._level, self._since_ns, self._active_ns = level, start_ns, 0.0
+        self._times, self._picks = self._draw(0.0)
 
-    def next_ns(self) -> int:
-        """When the next write is due."""
-        return int(self._times[0])
+    def set_level(self, level: float, now_ns: int) -> None:
+        """Write `level` times as often as the rate says from now on."""
+        self._active_ns, self._since_ns = self._active(now_ns), now_ns
+        self._level = level
+
+    def next_ns(self) -> float:
+        """When the next write is due; infinity for a guest at rest."""
+        ahead_ns = self._times[0] - self._active_ns
+        return self._since_ns + ahead_ns / self._level if self._level else math.inf
 
     def due(self, now_ns: int) -> Iterator[tuple[Pages, Keys]]:
-        """Batches of pages and fresh keys to write now."""
-        while self._times[0] <= now_ns:
-            count = int(np.searchsorted(self._times, now_ns, side="right"))
-            keys = mix(self._seed + np.arange(self._count + 1, self._count + count + 1, dtype=np.uint64))
-            yield self._picks[:count], keys
+        """Batches of pages and the keys to write to them now."""
+        active_ns = self._active(now_ns)
+        while self._times[0] <= active_ns:
+            count = int(np.searchsorted(self._times, active_ns, side="right"))
+            yield self._picks[:count], self._keys(count)
             self._count += count
             last_ns = self._times[count - 1]
             self._times, self._picks = self._times[count:], self._picks[count:]
             if not len(self._times):
                 self._times, self._picks = self._draw(last_ns)
+
+    def _active(self, now_ns: int) -> float:
+        return self._active_ns + (now_ns - self._since_ns) * self._level
+
+    def _keys(self, count: int) -> Keys:
+        if len(self._choices):
+            return self._generator.choice(self._choices, count)
+        return mix(self._seed + np.arange(self._count + 1, self._count + count + 1, dtype=np.uint64))
 
     def _draw(self, after_ns: float) -> tuple[npt.NDArray[np.float64], Pages]:
         """The next writes after a moment: their times in ns and their pages."""
@@ -276,7 +313,9 @@ class _Guest:
         self._connection = Connection(line)
         self._plan: list[Act] = []
         self._writers: list[_Writer] = []
+        self._level = 1.0
         self._wrote_ns = 0
+        self._written_pages = 0
         self._done: list[Done] = []
         self._start_ns: int | None = None
 
@@ -311,6 +350,7 @@ class _Guest:
         for at in range(0, len(pages), _CHUNK_PAGES):
             part = slice(at, at + _CHUNK_PAGES)
             self._words[pages[part]] = render(keys[part], self._pattern)
+        self._written_pages += len(pages)
 
     def digests(self, pages: Pages) -> Keys:
         """Fingerprints of pages."""
@@ -326,9 +366,15 @@ class _Guest:
         self._words[pages, 0] = word
         return time.perf_counter_ns() - before
 
-    def rate(self, pages: Pages, per_second: float, seed: int) -> None:
+    def rate(self, pages: Pages, per_second: float, seed: int, choices: Keys) -> None:
         """Start to rewrite pages at random."""
-        self._writers.append(_Writer(pages, per_second, seed, time.monotonic_ns()))
+        self._writers.append(_Writer(pages, per_second, seed, choices, time.monotonic_ns(), self._level))
+
+    def level(self, level: float) -> None:
+        """Scale all rates from now on."""
+        self._level = level
+        for writer in self._writers:
+            writer.set_level(level, time.monotonic_ns())
 
     def plan(self, acts: list[Act]) -> None:
         """Learn what to do later."""
@@ -337,6 +383,7 @@ class _Guest:
     def begin(self, start_ns: int) -> None:
         """Start following the plan, with its times counted from this moment of the monotonic clock."""
         self._start_ns = start_ns
+        self._written_pages = 0
 
     def take_line(self) -> int:
         """Receive a line for a future child."""
@@ -350,6 +397,8 @@ class _Guest:
         self._connection.close()
         self._connection = Connection(line)
         self._writers = []
+        self._level = 1.0
+        self._written_pages = 0
         self._done = []
         self.plan(plan)
 
@@ -358,9 +407,17 @@ class _Guest:
         return os.getpid()
 
     def exit(self) -> NoReturn:
-        """Report what the plan did, and end."""
-        self._connection.send(("", self._done))
+        """Report, and end."""
+        ended_ns = time.monotonic_ns() - (self._start_ns or 0)
+        report = Farewell(self._done, ended_ns, self._touched_pages(), self._written_pages, _ksm_stat())
+        self._connection.send(("", report))
         os._exit(0)
+
+    def _touched_pages(self) -> int:
+        """Pages of the area that are present, by /proc/PID/pagemap."""
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            entries = os.pread(pagemap.fileno(), 8 * len(self._words), self._words.ctypes.data // PAGE_BYTES * 8)
+        return int(np.count_nonzero(np.frombuffer(entries, np.uint64) & _PRESENT))
 
     def _obey(self, verb: str, arguments: tuple[Any, ...]) -> None:
         value = getattr(self, verb)(*arguments)
@@ -385,11 +442,20 @@ class _Guest:
 
     def _idle_s(self) -> float | None:
         """How long the guest may sleep, in s; None when nothing is planned."""
-        times = []
+        times: list[float] = []
         if self._plan and self._start_ns is not None:
             times.append(self._start_ns + self._plan[0].time_ns)
         if self._writers:
             # Writes are gathered for a millisecond: waking for each one would cost more than the write.
             first_ns = min(writer.next_ns() for writer in self._writers)
             times.append(max(first_ns, self._wrote_ns + _WRITER_TICK_NS))
-        return max(0, min(times) - time.monotonic_ns()) / 1e9 if times else None
+        idle_s = (min(times, default=math.inf) - time.monotonic_ns()) / 1e9
+        return max(0.0, idle_s) if idle_s < math.inf else None
+
+
+def _ksm_stat() -> dict[str, int]:
+    """This process's figures in /proc/PID/ksm_stat; none where the kernel has no such file."""
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/ksm_stat", encoding="ascii") as lines:
+        words = (line.split() for line in lines)
+        return {name: int(value) for name, value in words if not name.endswith(":")}
+    return {}

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Final, NoReturn, TypedDict
 
 from sim.errors import MachineError
+from sim.lab.undo import Kind, undo
 
 KSM: Final = Path("/sys/kernel/mm/ksm")
 THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
@@ -38,10 +39,14 @@ COUNTERS: Final = (
     "stable_node_chains",
     "stable_node_dups",
     "general_profit",
+    "run",
     "pages_to_scan",
+    "sleep_millisecs",
 )
+"""Files with one number each, counters and settings, that are read over time."""
 
-VMSTAT: Final = ("cow_ksm", "thp_split_page", "thp_fault_alloc", "thp_collapse_alloc")
+VMSTAT: Final = ("cow_ksm", "thp_split_page", "thp_collapse_alloc")
+"""Lines of /proc/vmstat that are read over time."""
 
 DEFAULTS: Final[Mapping[str, int | str]] = {
     "pages_to_scan": 100,
@@ -58,19 +63,27 @@ DEFAULTS: Final[Mapping[str, int | str]] = {
     "advisor_mode": "none",
 }
 
+_THREADS: Final = ("ksmd", "khugepaged")
 _MEMORY_RESERVE: Final = 512 << 20
 _KILL_TIMEOUT_S: Final = 10.0
 
 
+class _Scheduling(TypedDict):
+    """How a thread of the kernel is scheduled."""
+
+    cpus: list[int]
+    policy: int
+    priority: int
+
+
 class _State(TypedDict):
-    """What is put back: every writable knob of KSM and of huge pages, and how ksmd was scheduled."""
+    """What is put back: knobs of KSM and of huge pages, how threads were scheduled, and what else was set up."""
 
     token: str
     knobs: dict[str, str]
     thp: dict[str, str]
-    ksmd_cpus: list[int]
-    ksmd_policy: int
-    ksmd_priority: int
+    threads: dict[str, _Scheduling]
+    set_up: list[tuple[Kind, str]]
 
 
 class Ksm:
@@ -82,12 +95,13 @@ class Ksm:
         names = [name for name in COUNTERS if (KSM / name).exists()]
         self._files = {name: os.open(KSM / name, os.O_RDONLY) for name in names}
         self._vmstat = os.open("/proc/vmstat", os.O_RDONLY)
+        self._cpus = os.open("/proc/stat", os.O_RDONLY)
         self._schedstat = os.open(f"/proc/{self._ksmd}/schedstat", os.O_RDONLY)
         self._stat = os.open(f"/proc/{self._ksmd}/stat", os.O_RDONLY)
 
     def close(self) -> None:
         """Release the counter files."""
-        for descriptor in (*self._files.values(), self._vmstat, self._schedstat, self._stat):
+        for descriptor in (*self._files.values(), self._vmstat, self._cpus, self._schedstat, self._stat):
             os.close(descriptor)
 
     def get(self, knob: str) -> str:
@@ -99,10 +113,11 @@ class Ksm:
         return int(os.pread(self._files[counter], 64, 0))
 
     def counters(self) -> dict[str, int]:
-        """All KSM counters, those of `VMSTAT` and `ksmd_cpu_ns`, read one after the other."""
+        """All KSM counters, those of `VMSTAT`, `ksmd_cpu_ns` and `stolen_ns`, read one after the other."""
         values = {name: int(os.pread(descriptor, 64, 0)) for name, descriptor in self._files.items()}
-        values |= self._vmstat_counters()
+        values |= self._vm_events(*VMSTAT)
         values["ksmd_cpu_ns"] = self.ksmd_cpu_ns()
+        values["stolen_ns"] = self.stolen_ns()
         return values
 
     def ksmd_cpu_ns(self) -> int:
@@ -112,6 +127,18 @@ class Ksm:
     def ksmd_runs(self) -> int:
         """How often ksmd was put on a core; constant for as long as it sleeps."""
         return int(os.pread(self._schedstat, 64, 0).split()[2])
+
+    def interference(self) -> tuple[int, int]:
+        """What disturbs ksmd, since boot: pages migrated, and time in ns for which it waited for a core."""
+        migrated = self._vm_events("pgmigrate_success")["pgmigrate_success"]
+        return migrated, int(os.pread(self._schedstat, 64, 0).split()[1])
+
+    def stolen_ns(self) -> int:
+        """Time for which the hypervisor took ksmd's core away, since boot."""
+        # That core is the last one (see `isolate`); its line ends with steal, guest and guest_nice.
+        lines = os.pread(self._cpus, 1 << 16, 0).splitlines()
+        ticks = int([line for line in lines if line.startswith(b"cpu")][-1].split()[8])
+        return ticks * (10**9 // os.sysconf("SC_CLK_TCK"))
 
     def ksmd_asleep(self) -> bool:
         """Whether ksmd sleeps between two batches (not when it waits for a lock or a core inside one)."""
@@ -132,8 +159,7 @@ class Ksm:
         others = cores - {max(cores)}
         if not others:
             return cores
-        os.sched_setaffinity(self._ksmd, {max(cores)})
-        os.sched_setscheduler(self._ksmd, os.SCHED_FIFO, os.sched_param(1))
+        _schedule(self._ksmd, {"cpus": [max(cores)], "policy": os.SCHED_FIFO, "priority": 1})
         return others
 
     def set(self, **knobs: int | str) -> None:
@@ -142,16 +168,23 @@ class Ksm:
             _write_knob(name, value)
 
     def set_thp(self, **knobs: int | str) -> None:
-        """Write settings of huge pages: `enabled`, and those of khugepaged by their own names."""
+        """Write settings of huge pages, `enabled` and those of khugepaged by their own names; it then runs undisturbed.
+
+        Otherwise khugepaged, the nicest of all, would wait for any work that this machine happens to have.
+        """
         for name, value in knobs.items():
             _write(THP / name if name == "enabled" else THP / "khugepaged" / name, value)
+        pid = _thread("khugepaged")
+        if pid is not None:
+            os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
 
-    def _vmstat_counters(self) -> dict[str, int]:
+    def _vm_events(self, *names: str) -> dict[str, int]:
+        """Lines of /proc/vmstat; 0 for what the kernel does not count."""
         text = b""
         while chunk := os.pread(self._vmstat, 1 << 16, len(text)):
             text += chunk
-        fields = dict(line.split() for line in text.decode().splitlines())
-        return {name: int(fields.get(name, 0)) for name in VMSTAT}
+        rests = {name: text.partition(f"\n{name} ".encode())[2] for name in names}
+        return {name: int(rest.split(maxsplit=1)[0]) if rest else 0 for name, rest in rests.items()}
 
 
 def check_abilities() -> None:
@@ -185,6 +218,25 @@ def exclusive(needed_bytes: int = 0) -> Iterator[Ksm]:
                 _heal()
 
 
+@contextlib.contextmanager
+def borrowed(kind: Kind, what: str) -> Iterator[None]:
+    """Note in the state file what is about to be set up, and undo it at the end, or in `_heal` if there is no end.
+
+    Only inside `exclusive`.
+    """
+    state = _kept()
+    state["set_up"].append((kind, what))
+    _keep(state)
+    try:
+        yield
+    finally:
+        with _signals_held():
+            undo(kind, what)
+            state = _kept()
+            state["set_up"].pop()
+            _keep(state)
+
+
 def restore() -> bool:
     """Put back what an interrupted lab left and end its guests; True if there was anything to do."""
     check_abilities()
@@ -207,9 +259,14 @@ def _uses_ksm(process: Path) -> bool:
     return "yes" in fields.values() or int(fields.get("ksm_rmap_items", 0)) > 0
 
 
-def _check_memory(needed: int) -> None:
+def available_bytes() -> int:
+    """Memory that new processes can have without swapping."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) << 10
+    return int(fields["MemAvailable"].split()[0]) << 10
+
+
+def _check_memory(needed: int) -> None:
+    available = available_bytes()
     if needed + _MEMORY_RESERVE > available:
         raise MachineError(
             f"the guests need {needed >> 20} MiB and a reserve of {_MEMORY_RESERVE >> 20} MiB, "
@@ -256,19 +313,26 @@ def _signals_held() -> Iterator[None]:
 
 
 def _save() -> _State:
-    ksmd = _ksmd_pid()
     writable = [file.name for file in KSM.iterdir() if file.stat().st_mode & 0o200]
     state = _State(
         token=uuid.uuid4().hex,
         knobs={name: _read_knob(name) for name in sorted(writable)},
         thp=_thp_knobs(),
-        ksmd_cpus=sorted(os.sched_getaffinity(ksmd)),
-        ksmd_policy=os.sched_getscheduler(ksmd),
-        ksmd_priority=os.sched_getparam(ksmd).sched_priority,
+        threads={name: _scheduling(pid) for name in _THREADS if (pid := _thread(name)) is not None},
+        set_up=[],
     )
+    _keep(state)
+    return state
+
+
+def _keep(state: _State) -> None:
     unfinished = STATE.with_suffix(".new")
     unfinished.write_text(json.dumps(state, indent=1))
     unfinished.replace(STATE)
+
+
+def _kept() -> _State:
+    state: _State = json.loads(STATE.read_text())
     return state
 
 
@@ -276,16 +340,19 @@ def _heal() -> bool:
     """End the guests of the lab that wrote the state file, and put back what it says."""
     if not STATE.exists():
         return False
-    state: _State = json.loads(STATE.read_text())
+    state = _kept()
     _end_guests(state["token"])
+    for kind, what in reversed(state["set_up"]):
+        undo(kind, what)
     _forget_pages()
     for name, value in _writing_order(state["knobs"]):
         _write_knob(name, value)
-    for name, value in state.get("thp", {}).items():
+    for name, value in state["thp"].items():
         _write(THP / name, value)
-    ksmd = _ksmd_pid()
-    os.sched_setaffinity(ksmd, state["ksmd_cpus"])
-    os.sched_setscheduler(ksmd, state["ksmd_policy"], os.sched_param(state["ksmd_priority"]))
+    for name, scheduling in state["threads"].items():
+        pid = _thread(name)
+        if pid is not None:
+            _schedule(pid, scheduling)
     STATE.unlink()
     return True
 
@@ -361,7 +428,29 @@ def _read_gone(file: Path) -> bytes:
 
 
 def _ksmd_pid() -> int:
-    for entry in _processes():
-        if _read_gone(entry / "comm") == b"ksmd\n":
-            return int(entry.name)
-    raise MachineError("this kernel has KSM but no ksmd thread is visible: run the lab outside a container")
+    pid = _thread("ksmd")
+    if pid is None:
+        raise MachineError("this kernel has KSM but no ksmd thread is visible: run the lab outside a container")
+    return pid
+
+
+def _thread(name: str) -> int | None:
+    """A thread of the kernel by its name."""
+    comm = f"{name}\n".encode()
+    return next((int(entry.name) for entry in _processes() if _read_gone(entry / "comm") == comm), None)
+
+
+def thread_cpu_ns(name: str) -> int:
+    """CPU time in ns that a thread of the kernel has used; 0 where there is none."""
+    pid = _thread(name)
+    return 0 if pid is None else int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+
+
+def _scheduling(pid: int) -> _Scheduling:
+    cpus, priority = sorted(os.sched_getaffinity(pid)), os.sched_getparam(pid).sched_priority
+    return {"cpus": cpus, "policy": os.sched_getscheduler(pid), "priority": priority}
+
+
+def _schedule(pid: int, scheduling: _Scheduling) -> None:
+    os.sched_setaffinity(pid, scheduling["cpus"])
+    os.sched_setscheduler(pid, scheduling["policy"], os.sched_param(scheduling["priority"]))

@@ -6,14 +6,14 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.lab.guest import PAGE_BYTES, Act, Advice, GuestProcess, GuestServer, Keys, Pages, Pattern
+from sim.lab.guest import PAGE_BYTES, Act, Advice, Farewell, GuestProcess, GuestServer, Keys, Pages, Pattern
 from sim.lab.machine import VMSTAT, Ksm, exclusive
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _GUESTS_PRIORITY: Final = 1
 _WATCH_PRIORITY: Final = 2
 _NEVER_NS: Final = 1 << 62
 _WAKES: Final = ("scan_sleep_millisecs",)
-_SINCE_START: Final = ("pages_scanned", "pages_skipped", "ksmd_cpu_ns", *VMSTAT)
+_SINCE_START: Final = ("pages_scanned", "pages_skipped", "ksmd_cpu_ns", "stolen_ns", *VMSTAT)
 
 
 _Row = dict[str, float]
@@ -64,13 +64,24 @@ class Write:
 class Rate:
     """Each of these pages is rewritten `per_second` times a second at random, as long as the guest runs.
 
-    Every write brings a content nobody else has. `seed` is below 2**32 and used once in a workload.
+    A write leaves one of `choices`, or, where there are none, a content nobody else has.
+    `seed` is below 2**32 and used once in a workload.
     """
 
     guest: str
     pages: Pages
     per_second: float
     seed: int
+    choices: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
+
+
+@dataclass(frozen=True)
+class Level:
+    """From now on a guest's rates are scaled by this factor (1 from its start)."""
+
+    time_ns: int
+    guest: str
+    level: float
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ class Setting:
     value: int | str
 
 
-Deed = Write | Rate | Madvise
+Deed = Write | Rate | Level | Madvise
 Action = Deed | Setting
 
 
@@ -134,22 +145,41 @@ class Workload:
         return sum(pages.values()) * (PAGE_BYTES + _ITEM_BYTES)
 
 
+@dataclass(frozen=True)
+class Disturbance:
+    """What other work on the machine did to a run."""
+
+    migrated_pages: int
+    """Pages that the kernel moved: ksmd overlooks a page on its move, and forgets its item."""
+    ksmd_waited_ns: int
+    """Time for which ksmd was ready to run and had no core."""
+    deeds_late_ns: int
+    """How late the guests were, at the worst, for the first thing they had to do at one moment."""
+
+
 @dataclass(frozen=True, eq=False)
 class Recording:
     """What the kernel did.
 
     `samples` has the counters every `sample_every_ns`, `scans` at the end of every full scan. `proven` marks a
     scan whose row was read whole before ksmd could move again; a number left out of `full_scans` is a missed scan.
-    `deeds` tells when guests did what was planned. Counters start at 0 at the start of the run.
+    `stolen_ns` is time for which the hypervisor took ksmd's core away: scans end later, `ksmd_cpu_ns` is not larger.
+    `deeds` tells when guests did what was planned, `farewells` how each guest ended that was born, by its name.
+    Counters start at 0 at the start of the run.
     """
 
     samples: pd.DataFrame
     scans: pd.DataFrame
     deeds: pd.DataFrame
+    farewells: Mapping[str, Farewell]
+    disturbance: Disturbance
 
 
-def record(workload: Workload) -> Recording:
-    """Run the workload under this machine's KSM; MachineError where the machine cannot do it."""
+def record(workload: Workload, progress: Callable[[int], None] | None = None) -> Recording:
+    """Run the workload under this machine's KSM; *progress* is told the time in ns at every sample.
+
+    Raises MachineError where the machine cannot do it.
+    """
     import pandas as pd
 
     with exclusive(workload.memory_bytes()) as ksm, _apart(ksm), contextlib.closing(GuestServer(ksm.token)) as server:
@@ -158,15 +188,39 @@ def record(workload: Workload) -> Recording:
         crew = _Crew(workload, server)
         start_ns = time.monotonic_ns() + _LEAD_NS
         crew.begin(start_ns)
-        watch = _Watch(ksm, workload)
+        watch = _Watch(ksm, workload, progress)
+        before = ksm.interference()
         watch.run(start_ns)
-        deeds = crew.end(int(watch.samples[-1]["time_s"] * 1e9))
+        migrated, waited = (now - then for now, then in zip(ksm.interference(), before, strict=True))
+        ksm.set(run=0)  # nothing moves while the guests report
+        farewells = crew.end(int(watch.samples[-1]["time_s"] * 1e9))
+    deeds = _deeds(farewells)
     columns = list(watch.samples[0])
     return Recording(
         samples=pd.DataFrame(watch.samples, columns=columns),
         scans=pd.DataFrame(watch.scans, columns=[*columns, "proven"]),
         deeds=deeds,
+        farewells=farewells,
+        disturbance=Disturbance(migrated, waited, _late_ns(deeds)),
     )
+
+
+def _deeds(farewells: Mapping[str, Farewell]) -> pd.DataFrame:
+    """One row for each planned act that was done."""
+    import pandas as pd
+
+    rows = [
+        (name, done.verb, done.time_ns / 1e9, done.began_ns / 1e9, done.ended_ns / 1e9)
+        for name, farewell in farewells.items()
+        for done in farewell.deeds
+    ]
+    return pd.DataFrame(rows, columns=["guest", "deed", "planned_s", "began_s", "ended_s"])
+
+
+def _late_ns(deeds: pd.DataFrame) -> int:
+    moments = deeds[deeds["planned_s"] > 0].groupby(["guest", "planned_s"])["began_s"].min()
+    late_s = moments.to_numpy() - moments.index.get_level_values("planned_s").to_numpy()
+    return round(1e9 * float(late_s.max(initial=0.0)))
 
 
 class _Crew:
@@ -192,22 +246,17 @@ class _Crew:
         for process in self._living.values():
             process.begin(start_ns)
 
-    def end(self, ended_ns: int) -> pd.DataFrame:
-        """End the guests born by then; return what they did and when, one row for each planned act."""
-        import pandas as pd
-
+    def end(self, ended_ns: int) -> dict[str, Farewell]:
+        """End the guests born by then; return their last words."""
         # Children first: one whose birth is a little late still finds a living parent.
         forked = [process for name, (process, _) in self._unborn.items() if self._guests[name].start_ns < ended_ns]
-        rows = [
-            (process.name, done.verb, done.time_ns / 1e9, done.began_ns / 1e9, done.ended_ns / 1e9)
-            for process in [*reversed(forked), *self._living.values()]
-            for done in process.end()
-        ]
-        return pd.DataFrame(rows, columns=["guest", "deed", "planned_s", "began_s", "ended_s"])
+        return {process.name: process.end() for process in [*reversed(forked), *self._living.values()]}
 
     def _fill(self, guest: Guest, server: GuestServer) -> GuestProcess:
         process = server.spawn(guest.name, len(guest.keys), self._workload.pattern, guest.huge_pages)
-        pages = np.flatnonzero(guest.present)
+        # In shuffled order, so that its frames lie scattered, as on a host that has run for long: how much ksmd waits
+        # for memory would else depend on what this machine did before.
+        pages = np.random.default_rng(0).permutation(np.flatnonzero(guest.present))
         process.write(pages, guest.keys[pages])
         if guest.mergeable and guest.start_ns == 0:
             process.madvise(0, len(guest.keys), "MERGEABLE")
@@ -248,11 +297,12 @@ class _Poll(NamedTuple):
 class _Watch:
     """Writes KSM's settings in time and reads its counters at every sampling time and every full scan."""
 
-    def __init__(self, ksm: Ksm, workload: Workload) -> None:
+    def __init__(self, ksm: Ksm, workload: Workload, progress: Callable[[int], None] | None) -> None:
         self.samples: list[_Row] = []
         self.scans: list[_Row] = []
         self._ksm = ksm
         self._workload = workload
+        self._progress = progress
         settings = [action for action in workload.actions if isinstance(action, Setting)]
         self._settings = deque(sorted(settings, key=lambda setting: setting.time_ns))
         self._baseline = {name: ksm.counters()[name] for name in _SINCE_START}
@@ -284,6 +334,8 @@ class _Watch:
                 return
             if now.time_ns >= next_sample_ns:
                 self.samples.append(self._row(now.time_ns))
+                if self._progress:
+                    self._progress(now.time_ns)
                 next_sample_ns += workload.sample_every_ns
             while self._settings and self._settings[0].time_ns <= now.time_ns:
                 self._write(self._settings.popleft())
@@ -353,4 +405,6 @@ def _act(deed: Deed, start_ns: int) -> Act:
         case Madvise():
             return Act(deed.time_ns, "madvise", (deed.first, deed.count, deed.advice))
         case Rate():
-            return Act(start_ns, "rate", (deed.pages, deed.per_second, deed.seed))
+            return Act(start_ns, "rate", (deed.pages, deed.per_second, deed.seed, deed.choices))
+        case Level():
+            return Act(deed.time_ns, "level", (deed.level,))

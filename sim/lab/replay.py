@@ -2,63 +2,110 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from sim.columns import KSM_COUNTERS, KSM_SETTINGS, PAGE_BYTES
 from sim.errors import UserError
-from sim.host import Machine
-from sim.lab.guest import Keys, Pattern, mix
-from sim.lab.record import Action, Guest, Madvise, Rate, Setting, Workload, Write, record
+from sim.host import Assignment, Machine
+from sim.lab.guest import Farewell, Keys, Pattern, mix
+from sim.lab.machine import VMSTAT
+from sim.lab.record import (
+    Action,
+    Disturbance,
+    Guest,
+    Level,
+    Madvise,
+    Rate,
+    Recording,
+    Setting,
+    Workload,
+    Write,
+    record,
+)
 from sim.memory.huge import Thp
-from sim.memory.pages import NEVER, RATE, SPAN, Int32, Int64, UInt8
+from sim.memory.pages import LOWEST, NEVER, RATE, SPAN, Int32, Int64, UInt8
+from sim.run import Progress, package_version
+from sim.sharing.kernels import kernel
 from sim.sharing.ksm import Ksm
 from sim.sharing.scanner import Scanner
-from sim.units import SECOND
+from sim.units import SECOND, about_duration
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sim.results import Summary
     from sim.scenario import Scenario
+    from sim.scenario.expect import Verdict
 
 Observer = TypeVar("Observer", bound=Scanner)
 
 _OWN: Final = 1 << 63
 """First number of contents that equal no other; numbered contents lie below 2^32, those of random writes between."""
-_NOT_KNOBS: Final = ("changes", "max_kernel_pages")
+_DRAWS: Final = 1 << 20
+"""Seeds of random writes that one run may use."""
+_NOT_KNOBS: Final = ("changes", "ksmd_cpu_before", "max_kernel_pages")
+_TOLD: Final = (*(column.name for column in (*KSM_COUNTERS, *KSM_SETTINGS)), "ksmd_cpu_ns", *VMSTAT)
+"""Columns of samples and scans that are read from the kernel: those that little but guests, ksmd and khugepaged moves.
+
+With them go the figures that follow from who runs, and the size of the machine (see `_told`). All others are NaN:
+other lines of /proc/vmstat and /proc/meminfo count every process of the machine, and the kernel does not say what
+ksmd's time was for.
+"""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What the kernel did with a scenario. `samples` and `scans` have the columns of `sim.columns` the kernel tells.
+    """What the kernel did with a scenario, in the form of `sim.run.Result`; figures it does not tell are NaN.
 
-    `scans` also has `proven`: the row was read whole before ksmd could move on. `deeds` says when guests did
-    what was planned.
+    `evidence` has two columns for each row of `scans`: `proven`, the row was read whole before ksmd could move on, and
+    `stolen_ns`, time for which the hypervisor took ksmd's core away. `deeds` says when guests did what was planned.
     """
 
     scenario: Scenario
     samples: pd.DataFrame
     scans: pd.DataFrame
-    deeds: pd.DataFrame
+    guests: pd.DataFrame
+    events: pd.DataFrame
     manifest: Mapping[str, Any]
+    summary: Summary
+    verdicts: Sequence[Verdict]
+    evidence: pd.DataFrame
+    deeds: pd.DataFrame
+    disturbance: Disturbance
 
 
-def replay(scenario: Scenario, pattern: Pattern = "random") -> Replay:
-    """Run a scenario of one host under this machine's KSM, in real time; see `render` for *pattern*.
+def replay(
+    scenario: Scenario, progress: Progress | None = None, *, pattern: Pattern | None = None, draw: int = 0
+) -> Replay:
+    """Run a scenario of one host under this machine's KSM, in real time; *progress* as for `sim.run.run`.
 
-    Raises UserError for what the lab cannot replay, MachineError where this machine cannot do it.
+    *pattern* says where pages differ (see `render`), the scenario's `differs_at` unless given; *draw* is the number
+    of the drawing of random writes. Raises UserError for what the lab cannot replay, MachineError where this machine
+    cannot do it.
     """
-    recording = record(workload(scenario, pattern))
-    manifest = {"engine": f"Linux {platform.release()}", "seed": scenario.seed, "pattern": pattern}
-    samples, scans = (_with_host(scenario, frame) for frame in (recording.samples, recording.scans))
-    return Replay(scenario, samples, scans, recording.deeds, manifest)
+
+    def tell(now: int) -> None:
+        if progress:
+            progress(now / scenario.duration, f"{scenario.name} on the kernel at {about_duration(now)}")
+
+    plan = workload(scenario, pattern, draw)
+    tell(0)
+    began, cpu_began = time.perf_counter(), time.process_time()
+    recording = record(plan, tell)
+    wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
+    return _result(scenario, plan, recording, {"draw": draw, "wall_s": round(wall_s, 3), "cpu_s": round(cpu_s, 3)})
 
 
-def workload(scenario: Scenario, pattern: Pattern = "random") -> Workload:
+def workload(scenario: Scenario, pattern: Pattern | None = None, draw: int = 0) -> Workload:
     """What the lab does to replay a scenario. Raises UserError for what it cannot replay."""
     _check(scenario)
     host, host_name = scenario.host_names()[0]
@@ -68,9 +115,9 @@ def workload(scenario: Scenario, pattern: Pattern = "random") -> Workload:
         guests=[tape.lives[index].guest(names) for index in sorted(tape.lives)],
         ksm=_knobs(host.ksm),
         duration_ns=scenario.duration,
-        actions=[*tape.actions(names)],
+        actions=[*tape.actions(names, draw)],
         sample_every_ns=scenario.sample_every,
-        pattern=pattern,
+        pattern=pattern or _pattern(scenario),
         thp=_thp_knobs(host.thp),
     )
 
@@ -82,8 +129,16 @@ def _thp_knobs(thp: Thp) -> dict[str, int | str]:
 
 def observe(scenario: Scenario, observer: type[Observer]) -> Observer:
     """Simulate the first host of a scenario with an observer as its scanner; return the observer."""
+    machine = first_host(scenario, observer)
+    scanner = machine.scanner
+    machine.run()
+    return cast(Observer, scanner)
+
+
+def first_host(scenario: Scenario, observer: type[Scanner]) -> Machine:
+    """The first host of a scenario, with an observer as its scanner."""
     host, name = scenario.host_names()[0]
-    machine = Machine(
+    return Machine(
         host,
         name,
         scenario.assignments()[name],
@@ -92,16 +147,27 @@ def observe(scenario: Scenario, observer: type[Observer]) -> Observer:
         sample_every=scenario.sample_every,
         make_scanner=observer,
     )
-    scanner = machine.scanner
-    machine.run()
-    return cast(Observer, scanner)
 
 
 def _check(scenario: Scenario) -> None:
     if len(scenario.host_names()) != 1:
         raise UserError(f"{scenario.name}: the lab replays one host; keep one entry of hosts, with count 1")
-    if any(vm.activity for vm in scenario.vms):
-        raise UserError(f"{scenario.name}: the lab's guests write at constant rates; remove activity")
+    host = scenario.hosts[0]
+    release = ".".join(re.findall(r"\d+", platform.release())[:2])
+    if kernel(host.kernel)[1:] != kernel(release)[1:]:
+        raise UserError(
+            f"{scenario.name}: hosts.0.kernel is {host.kernel} and this machine runs {release}, which behaves "
+            f"otherwise; set hosts.0.kernel={release}"
+        )
+    if host.hugetlbfs:
+        raise UserError(f"{scenario.name}: the lab sets no hugetlbfs up; remove hosts.0.hugetlbfs")
+    if host.numa_nodes > 1:
+        raise UserError(f"{scenario.name}: the lab's guests live on one NUMA node; set hosts.0.numa_nodes=1")
+
+
+def _pattern(scenario: Scenario) -> Pattern:
+    """Equal contents must be equal bytes in all guests, so all differ late, or none."""
+    return "late" if all(2 * vm.differs_at > PAGE_BYTES for vm in scenario.vms) else "random"
 
 
 def _knobs(ksm: Ksm) -> dict[str, int | str]:
@@ -112,9 +178,98 @@ def _knobs(ksm: Ksm) -> dict[str, int | str]:
     return values
 
 
-def _with_host(scenario: Scenario, frame: pd.DataFrame) -> pd.DataFrame:
-    frame.insert(1, "host", scenario.host_names()[0][1])
-    return frame
+def _result(scenario: Scenario, plan: Workload, recording: Recording, took: Mapping[str, float]) -> Replay:
+    import pandas as pd
+
+    from sim.results import frame, partial, summarise
+
+    lives = _lives(scenario, recording.farewells)
+    samples, scans = (partial("samples", _told(scenario, lives, each)) for each in (recording.samples, recording.scans))
+    guests = partial("guests", pd.DataFrame([_guest_row(scenario, *each) for each in lives]))
+    events = frame("events", _events(scenario, plan))
+    engine = f"kernel {platform.release()}"
+    manifest = {
+        "engine": engine,
+        "digest": scenario.digest(engine),
+        "versions": {"overcommit": package_version("overcommit"), "kernel": platform.release()},
+        "seed": scenario.seed,
+        "pattern": plan.pattern,
+        **took,
+        "disturbance": asdict(recording.disturbance),
+    }
+    summary = summarise(samples, scans)
+    asked = [each for each in scenario.expect if summary[each.metric.name] is not None]
+    return Replay(
+        scenario,
+        samples,
+        scans,
+        guests,
+        events,
+        manifest,
+        summary,
+        [expectation.check(summary) for expectation in asked],
+        recording.scans[["proven", "stolen_ns"]],
+        recording.deeds,
+        recording.disturbance,
+    )
+
+
+_Lives = Sequence[tuple[Assignment, Farewell]]
+
+
+def _lives(scenario: Scenario, farewells: Mapping[str, Farewell]) -> _Lives:
+    """The guests that lived, in the scenario's order."""
+    [assignments] = scenario.assignments().values()
+    return [(each, farewells[each.name]) for each in assignments if each.name in farewells]
+
+
+def _told(scenario: Scenario, lives: _Lives, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the columns that the kernel, the plan and the machine tell."""
+    times = rows["time_s"].to_numpy() * SECOND
+    running = [(times >= each.start) & (times <= farewell.ended_ns) for each, farewell in lives]
+    sizes = [each.vm.memory for each, _ in lives]
+    figures = np.array(running, np.int64).reshape(len(sizes), len(times))
+    told = rows[["time_s", *(name for name in _TOLD if name in rows)]]
+    return told.assign(
+        host=scenario.host_names()[0][1],
+        guests_running=figures.sum(axis=0),
+        mem_promised_bytes=np.array(sizes, np.int64) @ figures,
+        mem_total_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        cores=os.cpu_count(),
+    )
+
+
+def _guest_row(scenario: Scenario, guest: Assignment, farewell: Farewell) -> Mapping[str, Any]:
+    """The guest's row of the guests table, by its own last words."""
+    stopped = guest.stop < scenario.duration
+    return {
+        "guest": guest.name,
+        "vm": guest.vm.name,
+        "host": scenario.host_names()[0][1],
+        "start_s": guest.start / SECOND,
+        "stop_s": farewell.ended_ns / SECOND if stopped else float("nan"),
+        "end": "stopped" if stopped else "running",
+        "memory_bytes": guest.vm.memory,
+        "touched_bytes": farewell.touched_pages * PAGE_BYTES,
+        "pages_written": farewell.written_pages,
+        **farewell.ksm_stat,
+    }
+
+
+def _events(scenario: Scenario, plan: Workload) -> list[dict[str, Any]]:
+    """Settings written in mid-run."""
+    host = scenario.host_names()[0][1]
+    written = [each for each in plan.actions if isinstance(each, Setting)]
+    return [
+        {
+            "time_s": each.time_ns / SECOND,
+            "host": host,
+            "guest": "",
+            "kind": "setting",
+            "detail": f"{each.knob} = {each.value}",
+        }
+        for each in written
+    ]
 
 
 @dataclass
@@ -125,6 +280,7 @@ class _Life:
     start: int
     stop: int | None = None
     mergeable: bool = False
+    level: float = 1.0
     parent: int | None = None
     keys: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
     present: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
@@ -149,30 +305,44 @@ class _Tape(Scanner):
         self._noted_writes: list[tuple[int, int, Int64, Keys]] = []
         self._noted_advice: list[tuple[int, int, int, int, bool]] = []
         self._noted_settings: list[Setting] = []
+        self._noted_levels: list[tuple[int, int, float]] = []
 
-    def actions(self, names: list[str]) -> Iterator[Action]:
+    def actions(self, names: list[str], draw: int) -> Iterator[Action]:
         """What happens after the guests' starts."""
-        for time, guest, pages, keys in self._noted_writes:
-            yield Write(time, names[guest], pages, keys)
-        for time, guest, first, count, mergeable in self._noted_advice:
-            yield Madvise(time, names[guest], first, count, "MERGEABLE" if mergeable else "UNMERGEABLE")
+        for time_ns, guest, pages, keys in self._noted_writes:
+            yield Write(time_ns, names[guest], pages, keys)
+        for time_ns, guest, first, count, mergeable in self._noted_advice:
+            yield Madvise(time_ns, names[guest], first, count, "MERGEABLE" if mergeable else "UNMERGEABLE")
         yield from self._noted_settings
         classes = ((life, kind) for life in self.lives.values() for kind in np.unique(life.writers) if kind)
-        for seed, (life, kind) in enumerate(classes, start=1):
-            if self.m.writes[kind, SPAN]:
-                raise UserError("the lab's guests write unique contents at random; remove `leaves` from writes")
+        for seed, (life, kind) in enumerate(classes, start=draw * _DRAWS + 1):
             rate = float(self.m.writes[kind, RATE]) * SECOND
-            yield Rate(names[life.index], np.flatnonzero(life.writers == kind), rate, seed)
+            yield Rate(names[life.index], np.flatnonzero(life.writers == kind), rate, seed, self._choices(kind))
+        for life in self.lives.values():
+            if life.level != 1.0:
+                yield Level(life.start, names[life.index], life.level)
+        for time_ns, guest, level in self._noted_levels:
+            yield Level(time_ns, names[guest], level)
+
+    def _choices(self, kind: int) -> Keys:
+        """What a class of random writes leaves; none for contents that nobody else has."""
+        lowest, span = (int(each) for each in self.m.writes[kind, [LOWEST, SPAN]])
+        return self._keys(np.arange(lowest, lowest + span, dtype=np.int32))
 
     def advance(self, horizon: int) -> Iterator[Int64]:
         """What is done next is done at *horizon*."""
         self._now = horizon
         return super().advance(horizon)
 
-    def add(self, guest: int, pages: int, **named: Any) -> None:
+    def add(self, guest: int, pages: int, *, level: float, **named: Any) -> None:
         """A guest starts."""
-        self.lives[guest] = _Life(guest, self._now, huge_pages=named["thp"])
-        super().add(guest, pages, **named)
+        self.lives[guest] = _Life(guest, self._now, level=level, huge_pages=named["thp"])
+        super().add(guest, pages, level=level, **named)
+
+    def change_activity(self, guest: int, now: int, level: float) -> None:
+        """A guest's random writes become more or fewer."""
+        self._noted_levels.append((now, guest, level))
+        super().change_activity(guest, now, level)
 
     def set_writers(self, guest: int, writers: UInt8) -> None:
         """Pages get random writes."""
@@ -211,10 +381,11 @@ class _Tape(Scanner):
         super().remove(guest)
 
     def set_knob(self, name: str, value: int | str, now: int) -> str:
-        """A setting is written; ksmd's start at time 0 is the run's own."""
-        if now:
+        """A setting is written; ksmd's start at time 0 is the run's own, and what is refused stays as it was."""
+        refused = super().set_knob(name, value, now)
+        if not refused and (now, name, value) != (0, "run", 1):
             self._noted_settings.append(Setting(now, name, value))
-        return super().set_knob(name, value, now)
+        return refused
 
     def _keys(self, contents: Int32) -> Keys:
         numbers = contents.astype(np.int64).astype(np.uint64)

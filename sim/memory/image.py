@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import zipfile
@@ -43,11 +44,13 @@ UNTOUCHED: Final = -(1 << 31)
 OWN: Final = -2
 """Content of a page that equals no other page, until its first write."""
 
-_NEVER_TOUCHED = 255
-_MOST_BYTES = 1 << 34
+NEVER_TOUCHED: Final = 255
+"""In a captured image, for a page that no snapshot has."""
+MOST_BYTES: Final = 1 << 34
 """Largest array a captured image may hold, uncompressed."""
 _MOST_SNAPSHOTS = 1 << 20
-_MOST_CONTENTS = 1 << 30
+MOST_CONTENTS: Final = 1 << 30
+"""Contents of a captured image, zeros included."""
 _PIECE = 1 << 22
 # What zipfile, zlib and numpy raise for bytes that are no archive of arrays; a broken header ends in the tokenizer.
 _UNREADABLE = (OSError, zlib.error, EOFError, RuntimeError, ValueError, SyntaxError, TokenError)
@@ -254,7 +257,7 @@ class Captured(Block):
     diverge: Share = 0.0
     """Share of the touched pages that differ in every copy of the guest."""
     data_set: str | None = None
-    """Files of one data set number contents alike; the file's folder unless given."""
+    """Files of one data set number contents alike; unless given what the file says of itself, else its folder."""
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -281,7 +284,7 @@ class Captured(Block):
     @property
     def data_set_name(self) -> str:
         """What tells this file's data set from others."""
-        return self.data_set or str(Path(self.captured).parent)
+        return self.data_set or _noted_data_set(self.path) or str(Path(self.captured).parent)
 
     def check_size(self, memory: int) -> None:
         """Raise At if the captured guest is larger than *memory* bytes."""
@@ -332,7 +335,7 @@ def _wrong_layout(headers: Mapping[str, _Header]) -> str:
     if headers.get("touched_from", ((shape[1],), np.uint8, 0))[:2] != ((shape[1],), np.uint8):
         return f"touched_from must hold one uint8 for each of the {shape[1]} pages"
     size = math.prod(shape) * dtype.itemsize
-    if size > _MOST_BYTES or shape[0] > _MOST_SNAPSHOTS:
+    if size > MOST_BYTES or shape[0] > _MOST_SNAPSHOTS:
         return f"content is {about_bytes(size)} in {shape[0]} snapshots, too large to replay"
     cut = [name for name, (shape, dtype, held) in headers.items() if math.prod(shape) * dtype.itemsize != held]
     return f"{cut[0]} is cut short" if cut else ""
@@ -352,7 +355,7 @@ def _wrong_contents(archive: zipfile.ZipFile) -> str:
     with archive.open("content.npy") as stream:
         stream.read(archive.getinfo("content.npy").file_size - held)
         while piece := stream.read(_PIECE):
-            if np.frombuffer(piece, dtype).max() >= _MOST_CONTENTS:
+            if np.frombuffer(piece, dtype).max() >= MOST_CONTENTS:
                 return "content numbers must be below 2^30; number the contents of the data set from 1"
     return ""
 
@@ -362,6 +365,17 @@ def captured_shape(path: Path) -> tuple[int, int]:
     with zipfile.ZipFile(path) as archive:
         snapshots, pages = _header(archive, archive.getinfo("content.npy"))[0]
         return snapshots, pages
+
+
+@lru_cache(maxsize=1024)
+def _noted_data_set(path: Path) -> str:
+    """The data set that a capture noted in its `meta`, or nothing."""
+    with np.load(path, allow_pickle=False) as arrays:
+        try:
+            meta = json.loads(str(arrays["meta"]))
+        except (KeyError, *_UNREADABLE):
+            return ""
+    return str(meta.get("data_set", "")) if isinstance(meta, dict) else ""
 
 
 def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Header:
@@ -397,7 +411,7 @@ def load_capture(path: Path) -> Capture:
     changes = []
     for snapshot in range(1, len(content)):
         appears = touched == snapshot
-        differs = (content[snapshot] != content[snapshot - 1]) & (touched < snapshot) & (touched != _NEVER_TOUCHED)
+        differs = (content[snapshot] != content[snapshot - 1]) & (touched < snapshot) & (touched != NEVER_TOUCHED)
         pages = np.flatnonzero(appears | differs)
         changes.append((round((time_s[snapshot] - time_s[0]) * SECOND), pages, content[snapshot][pages]))
     return Capture(path, first, tuple(changes), int(content.max(initial=0)))

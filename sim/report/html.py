@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sim import document
@@ -76,6 +77,28 @@ def _pictures(result: Judged) -> Iterator[_Picture]:
     samples = result.samples
     if samples["time_s"].nunique() < 2:
         return
+    real = bool(samples["mem_used_bytes"].isna().all())  # a kernel does not tell
+    if real:
+        yield _Picture(
+            "cost",
+            "Cost over time",
+            "How busy ksmd is. What its time is for, and how much memory guests use, a kernel does not tell.",
+            1,
+            lambda axes: _on_clock(pictures.ksmd_cost(samples, axes), real),
+        )
+    else:
+        yield from _whole_pictures(samples)
+    yield _Picture(
+        "counters",
+        "KSM counters over time",
+        "The kernel's own counters: pages_sharing is what is saved, pages_shared what is kept for it.",
+        1,
+        lambda axes: _on_clock(pictures.counters(samples, result.scans, axes), real),
+    )
+
+
+def _whole_pictures(samples: pd.DataFrame) -> Iterator[_Picture]:
+    """Pictures of what only a simulation knows."""
     yield _Picture(
         "memory",
         "Memory over time",
@@ -98,13 +121,13 @@ def _pictures(result: Judged) -> Iterator[_Picture]:
         1,
         lambda axes: pictures.cpu(samples, axes),
     )
-    yield _Picture(
-        "counters",
-        "KSM counters over time",
-        "The kernel's own counters: pages_sharing is what is saved, pages_shared what is kept for it.",
-        1,
-        lambda axes: pictures.counters(samples, result.scans, axes),
-    )
+
+
+def _on_clock(axes: Axes, real: bool) -> Axes:
+    """Say on the time axis that a kernel's time is not simulated."""
+    if real:
+        axes.set_xlabel(axes.get_xlabel().removeprefix("simulated "))
+    return axes
 
 
 def _draw(picture: _Picture, png: Path) -> Markup:
@@ -188,8 +211,12 @@ def _guests(guests: pd.DataFrame) -> Markup:
     rows = []
     for vm, group in guests.groupby("vm", sort=False):
         ends = ", ".join(f"{count:,} {end}" for end, count in group["end"].value_counts(sort=False).items())
-        rows.append([str(vm), ends, *(amount(int(group[name].sum()), unit) for name, unit in _GUEST_SUMS.items())])
+        rows.append([str(vm), ends, *(amount(_sum(group[name]), unit) for name, unit in _GUEST_SUMS.items())])
     return table(("vm", "guests", *_GUEST_SUMS), rows, "Sums over the guests of each entry under vms")
+
+
+def _sum(figures: "pd.Series[float]") -> int | None:
+    return None if figures.isna().any() else int(figures.sum())
 
 
 def _events(events: pd.DataFrame) -> Markup:

@@ -113,16 +113,20 @@ def gain_and_cost(samples: pd.DataFrame, gain: Axes, cost: Axes) -> tuple[Axes, 
     gain.set_ylim(bottom=0)
     gain.set_title("Gain: consolidation ratio (memory promised / used)")
     gain.set_xlabel("")
-    spent = cpu_percent(samples)
-    ksmd = _series(spent, "ksmd")
-    cost.step(_time_axis(cost, spent), ksmd, where="pre", color=_light("scan"))
-    cost.set_ylim(bottom=0)
-    cost.set_title(f"Cost: ksmd (% of one core{_mean_of(samples)})")
     if running.any():
         last = float(totals["ratio"].dropna().iloc[-1])
         _label(gain, [_Label(last, f"{last:.3g} at the end", _light("saved"))])
-    _label(cost, [_Label(ksmd[-1], f"{ksmd[-1]:.3g} % at the end", _light("scan"))])
-    return gain, cost
+    return gain, ksmd_cost(samples, cost)
+
+
+def ksmd_cost(samples: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw the CPU use of ksmd."""
+    spent = cpu_percent(samples)
+    ksmd = _series(spent, "ksmd")
+    ax.step(_time_axis(ax, spent), ksmd, where="pre", color=_light("scan"))
+    ax.set_ylim(bottom=0)
+    ax.set_title(f"Cost: ksmd (% of one core{_mean_of(samples)})")
+    return _label(ax, [_Label(ksmd[-1], f"{ksmd[-1]:.3g} % at the end", _light("scan"))])
 
 
 def thin(frame: pd.DataFrame, columns: Sequence[str], points: int = POINTS) -> pd.DataFrame:
@@ -150,7 +154,7 @@ def cpu_percent(samples: pd.DataFrame, points: int = POINTS) -> pd.DataFrame:
     # The counters are cumulative: leaving out rows between keeps the mean of the longer interval exact.
     rows = np.unique(np.linspace(0, len(totals) - 1, min(points + 1, len(totals))).astype(int))
     ends = totals.iloc[rows]
-    spent = pd.DataFrame({part: ends[f"{part}_cpu_ns"] for part in (*_CPU, "ksmd")})
+    spent = pd.DataFrame({part: ends[f"{part}_cpu_ns"].astype(float) for part in (*_CPU, "ksmd")})
     rate = spent.diff().div(np.diff(ends.index.to_numpy(), prepend=np.nan), axis=0) / 1e7 / hosts
     return rate.bfill().fillna(0.0)
 

@@ -36,6 +36,11 @@ def conclusion(samples: pd.DataFrame, guests: pd.DataFrame, summary: Summary) ->
     if busy.empty:
         return "No guest was running at any sample, so this run shows nothing about sharing."
     last = busy.iloc[-1]
+    if summary["mem_used_bytes"] is None:
+        return (
+            f"{_guests(last, guests)} {amount(summary['saved_ksm_bytes'], 'bytes')} less because of KSM, "
+            f"on a real kernel, for {amount(summary['ksmd_cpu_percent'], '%')} of one core in ksmd."
+        )
     sentence = (
         f"{_guests(last, guests)} {about_bytes(last['mem_touched_bytes'])} of data in "
         f"{about_bytes(last['mem_used_bytes'])} of {_memory(samples, last)}: "

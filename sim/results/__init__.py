@@ -2,6 +2,6 @@
 
 from sim.results.store import Loaded, Result, load, write
 from sim.results.summary import Summary, summarise
-from sim.results.tables import frame, typed
+from sim.results.tables import frame, partial, typed
 
-__all__ = ["Loaded", "Result", "Summary", "frame", "load", "summarise", "typed", "write"]
+__all__ = ["Loaded", "Result", "Summary", "frame", "load", "partial", "summarise", "typed", "write"]

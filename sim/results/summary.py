@@ -15,36 +15,37 @@ SMART_SCAN_CYCLE = 9
 def summarise(samples: pd.DataFrame, scans: pd.DataFrame) -> Summary:
     """Return the value of every metric, None for one without data.
 
-    `samples` and `scans` have the columns `sim.columns.SAMPLES`; rows are in order of time.
+    `samples` and `scans` have the columns `sim.columns.SAMPLES`; rows are in order of time. A column of NaN, a figure
+    that a real kernel does not tell, is no data.
     """
     values: Summary = {metric.name: None for metric in METRICS}
     if not samples.empty:
         values |= _memory(samples) | _cpu(samples) | _end(samples)
     values |= _scan_times(scans)
-    return values
+    return {name: None if value is None or np.isnan(value) else value for name, value in values.items()}
 
 
 def over_hosts(samples: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per time, the figures summed over hosts, indexed by time in seconds."""
-    return samples.drop(columns="host").groupby("time_s").sum()
+    """Return one row per time, the figures summed over hosts, indexed by time in seconds; NaN stays NaN."""
+    return samples.drop(columns="host").groupby("time_s").sum(min_count=1)
 
 
 def _memory(samples: pd.DataFrame) -> Summary:
-    tightest: Summary = {"mem_free_min_bytes": int(samples["mem_free_bytes"].min())}
+    tightest: Summary = {"mem_free_min_bytes": _whole(samples["mem_free_bytes"].min())}
     totals = over_hosts(samples)
     busy = totals[totals["guests_running"] > 0]
     if busy.empty:
         return tightest
     last = busy.iloc[-1]
-    saved = int(last["saved_bytes"])
+    saved = _whole(last["saved_bytes"])
     return tightest | {
         "consolidation_ratio": _ratio(last["mem_promised_bytes"], last["mem_used_bytes"]),
         "consolidation_ratio_mean": _mean_ratio(totals),
         "saved_bytes": saved,
         "saved_ksm_bytes": PAGE_BYTES * int(last["pages_sharing"] + last["ksm_zero_pages"]),
-        "mem_used_bytes": int(last["mem_used_bytes"]),
-        "mem_huge_bytes": int(last["mem_huge_bytes"]),
-        "time_to_90_percent_s": _first_time(busy, 0.9 * saved) if saved > 0 else None,
+        "mem_used_bytes": _whole(last["mem_used_bytes"]),
+        "mem_huge_bytes": _whole(last["mem_huge_bytes"]),
+        "time_to_90_percent_s": _first_time(busy, 0.9 * saved) if saved and saved > 0 else None,
     }
 
 
@@ -67,7 +68,8 @@ def _cpu(samples: pd.DataFrame) -> Summary:
     capacity = 1e9 * float((last["cores"] * last["time_s"]).sum())
     if not capacity:
         return {}
-    share = {part: 100.0 * float(last[f"{part}_cpu_ns"].sum()) / capacity for part in ("ksmd", "scan", "merge", "cow")}
+    parts = ("ksmd", "scan", "merge", "cow")
+    share = {part: 100.0 * float(last[f"{part}_cpu_ns"].sum(skipna=False)) / capacity for part in parts}
     return {
         "cpu_overhead_percent": share["ksmd"] + share["cow"],
         "cpu_scan_percent": share["scan"],
@@ -81,7 +83,7 @@ def _end(samples: pd.DataFrame) -> Summary:
     last = samples.groupby("host").last()
     names = ["full_scans", "general_profit", "oom_kills", "guests_running"]
     names += [metric.name for metric in COUNTER_METRICS]
-    return {name: int(last[name].sum()) for name in names}
+    return {name: _whole(last[name].sum(skipna=False)) for name in names}
 
 
 def _scan_times(scans: pd.DataFrame) -> Summary:
@@ -101,3 +103,7 @@ def _scan_times(scans: pd.DataFrame) -> Summary:
 
 def _ratio(dividend: float, divisor: float) -> float | None:
     return float(dividend / divisor) if divisor else None
+
+
+def _whole(value: float) -> int | None:
+    return None if np.isnan(value) else int(value)

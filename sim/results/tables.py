@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +39,14 @@ def typed(table: str, data: pd.DataFrame) -> pd.DataFrame:
     return data[[column.name for column in TABLES[table]]].astype(
         {column.name: _PANDAS[column.dtype] for column in TABLES[table]}
     )
+
+
+def partial(table: str, data: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of `table` in their order from a frame that lacks some, which are NaN, and strings empty."""
+    told = {column.name: data.get(column.name, "" if column.dtype == "string" else np.nan) for column in TABLES[table]}
+    whole = pd.DataFrame(told, index=data.index)
+    types = {column.name: _PANDAS[column.dtype] for column in TABLES[table] if whole[column.name].notna().all()}
+    return whole.astype(types)
 
 
 def write_parquet(table: str, data: pd.DataFrame, path: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from sim.errors import At
 from sim.sharing.kernels import Kernel
-from sim.units import Block, Duration, Switch, not_boolean
+from sim.units import DAY, Block, Duration, Switch, not_boolean
 
 AdvisorMode = Literal["none", "scan-time"]
 
@@ -76,6 +76,8 @@ class Ksm(Block):
     """pages_to_scan to start from; the kernel does not use it as a lower bound."""
     advisor_max_pages_to_scan: int = Field(default=30000, ge=1, le=1 << 31)
     """Most pages_to_scan."""
+    ksmd_cpu_before: Duration = Field(default=0, le=30 * DAY)
+    """CPU time ksmd used before the run: the advisor, once on, takes it for that of its first scan."""
     changes: tuple[KsmChange, ...] = ()
     """Settings written in mid-run."""
 
@@ -92,6 +94,7 @@ class Ksm(Block):
             "use_zero_pages": ("4.11", kernel.zero_pages, bool(self.use_zero_pages)),
             "merge_across_nodes": ("3.9", kernel.numa_trees, not self.merge_across_nodes),
             "advisor_mode": ("6.8", kernel.advisor, self.advisor_mode != "none"),
+            "ksmd_cpu_before": ("6.8", kernel.advisor, self.ksmd_cpu_before > 0),
         }
         for name, (since, has, used) in asked.items():
             if used and not has:

@@ -41,6 +41,7 @@ from sim.memory.pages import (
     RATE,
     REMOVED,
     SHARED,
+    THP_SPLIT,
     ZERO,
     Float64,
     Int32,
@@ -48,6 +49,7 @@ from sim.memory.pages import (
     Memory,
     UInt8,
     content_of,
+    drop_pages,
     forget_frame,
     leave_frame,
     look,
@@ -76,13 +78,13 @@ SMART_PROCESSED = (0, 1, 2, 3, 5, 8, 13)
 WORK = (
     "batch", "scan", "visit_ksm", "visit", "checksum", "stable_level", "unstable_level", "compare_byte", "item",
     "skip", "absent", "insert", "merge", "promote", "zero_merge", "attach", "dup", "node_level",
-    "split",
+    "slot", "free",
 )  # fmt: skip
 """What ksmd does, counted: each has a price (see cost/prices.py)."""
 (
     W_BATCH, W_SCAN, W_VISIT_KSM, W_VISIT, W_CHECKSUM, W_STABLE_LEVEL, W_UNSTABLE_LEVEL, W_COMPARE_BYTE, W_ITEM,
     W_SKIP, W_ABSENT, W_INSERT, W_MERGE, W_PROMOTE, W_ZERO_MERGE, W_ATTACH, W_DUP, W_NODE_LEVEL,
-    W_SPLIT,
+    W_SLOT, W_FREE,
 ) = range(len(WORK))  # fmt: skip
 MERGE_WORK = ("merge", "promote", "zero_merge", "attach")
 
@@ -93,13 +95,14 @@ COUNTERS = 11
 # ... where ksmd is, ...
 PHASE, WAKE, BATCH_START, BATCH_PS, TOTAL_PS, QUOTA, BATCH_VISITS, SLOT, CURSOR, SCAN, PASS_START = range(11, 22)
 CALM, QUIET_DONE, QUIET_PS, STABLE_TREE, UNSTABLE_TREE, STARVED, LOGGED, CHAIN_HIGH, CHAIN_FREE = range(22, 31)
-ADVISOR_CPU, ADVISOR_LAST, ADVISOR_CHANGE, TREE_CHANGES, TREE_AGED = range(31, 36)
+ADVISOR_CPU, ADVISOR_LAST, ADVISOR_CHANGE, TREE_CHANGES, VANISHED, EMPTY_CHAINS = range(31, 37)
 # ... its settings and the kernel's ways, ...
-RUN, PAGES_TO_SCAN, SLEEP_MILLISECS, SMART_SCAN, MAX_PAGE_SHARING, USE_ZERO_PAGES, PRUNE_MILLISECS = range(36, 43)
-ADVISOR, TARGET_SCAN_TIME, MAX_CPU, MAX_PAGES_TO_SCAN, MAX_KERNEL_PAGES, HZ = range(43, 49)
-CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, PROMPT_TIMERS, COLD, MISROUTES, KEY = range(49, 57)
+RUN, PAGES_TO_SCAN, SLEEP_MILLISECS, SMART_SCAN, MAX_PAGE_SHARING, USE_ZERO_PAGES, PRUNE_MILLISECS = range(37, 44)
+ADVISOR, TARGET_SCAN_TIME, MAX_CPU, MAX_PAGES_TO_SCAN, MAX_KERNEL_PAGES, HZ = range(44, 50)
+CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, PROMPT_TIMERS, COLD, MISROUTES, KEY = range(50, 58)
+SPLIT_PS = 58
 # ... and for each kind of work its price (ps) and how much of it was done.
-PRICE = 57
+PRICE = 59
 DONE = PRICE + len(WORK)
 NUMBERS = DONE + len(WORK)
 
@@ -108,7 +111,7 @@ MEMBERS, NEXT, PREVIOUS, CHAIN, SPARE = range(5)
 NODE_COLUMNS = 5
 LINKED, PRUNED, FULL = range(3)
 CHAIN_COLUMNS = 3
-QUIET, SCANNED, PASSED, MERGED, INSERTED, ROUTED, LONELY = range(7)
+QUIET, SCANNED, PASSED, MERGED, INSERTED, ENTERED, RANK, CHANGED, LONELY = range(9)
 QUIET_COLUMNS = LONELY + SMART_VISITS
 FOLLOWING, BEFORE, EXITING, MERGEABLE_PAGES, DIFFERS_AT, TREE = range(6)
 SLOT_COLUMNS = 6
@@ -122,6 +125,9 @@ PAUSED, STARVING, NO_ROOM, LOG_FULL = range(4)
 
 ROOM = 4
 """Shared frames, due writes and chains that one step may need."""
+
+FEW = 1000
+"""Millionths of the searches that may be stopped by vanished nodes without being looked at."""
 
 NO_CHAIN = 0
 
@@ -139,13 +145,14 @@ class Ksm(NamedTuple):
     #               FULL: all dups were full when so many KSM pages had died, -1 unknown
     block: Int64  # (blocks, QUIET_COLUMNS) QUIET, SCANNED scan number of the last visit, PASSED full scans since the
     #               items were brought up to date, MERGED pages attached and in place, INSERTED lonely pages put into
-    #               the unstable tree at the last visit, ROUTED changes of the tree before this scan's visit,
+    #               the unstable tree at the last visit, ENTERED host time (ns) of the last visit, RANK nodes that the
+    #               tree had then, CHANGED nodes of the tree written at once in this scan before it,
     #               LONELY + v lonely pages whose next visit is v
     slot: Int64  # (guests + 1, SLOT_COLUMNS) list of registered guests FOLLOWING and BEFORE (-1: not on it), the last
     #              row is its head; EXITING, MERGEABLE_PAGES, DIFFERS_AT bytes that two different pages have in common
     #              at their start, TREE first index into head (per NUMA node unless merged across nodes)
-    hot: Float64  # (WRITE_CLASSES, 2) randomly written pages in the unstable tree that did not change since, by class:
-    #               their number and the sum of their guests' activity levels
+    hot: Float64  # (WRITE_CLASSES, 2) randomly written pages in the unstable tree by class: their number and the sum
+    #               of their guests' activity levels
     smart: UInt8  # (2, SMART_VISITS) PROCESSED 1 or skipped 0, NEXT_VISIT number of the visit after
     n: Int64  # (NUMBERS,)
     log: Int64  # (rows, SNAPSHOT + COUNTERS + COUNTS) a row at the end of every full scan
@@ -293,17 +300,19 @@ def new_chain(m: Memory, k: Ksm, frame: int, now: int) -> int:
 
 
 @inlined
-def end_chain(m: Memory, k: Ksm, chain: int) -> None:
-    """Free a chain header."""
-    k.chain[chain - 1, LINKED] = k.n[CHAIN_FREE]
-    k.n[CHAIN_FREE] = chain
-    k.n[CHAINS] -= 1
-    m.counts[METADATA] -= NODE_BYTES
+def end_empty_chains(m: Memory, k: Ksm) -> None:
+    """Free the headers of chains without dups: a search of the stable tree frees each one that it passes.
+
+    The next search is taken to pass them all: in a scan there are many, and most nodes near the root are passed soon.
+    """
+    k.n[CHAINS] -= k.n[EMPTY_CHAINS]
+    m.counts[METADATA] -= k.n[EMPTY_CHAINS] * NODE_BYTES
+    k.n[EMPTY_CHAINS] = 0
 
 
 @inlined
-def leave_chain(m: Memory, k: Ksm, frame: int) -> None:
-    """Take a node's membership of a chain away; an empty chain ends."""
+def leave_chain(k: Ksm, frame: int) -> None:
+    """Take a node's membership of a chain away; the header of an empty chain stays until a search meets it."""
     chain = k.node[frame, CHAIN]
     if chain != NO_CHAIN:
         k.node[frame, CHAIN] = NO_CHAIN
@@ -311,7 +320,9 @@ def leave_chain(m: Memory, k: Ksm, frame: int) -> None:
         k.chain[chain - 1, LINKED] -= 1
         k.chain[chain - 1, FULL] = -1
         if k.chain[chain - 1, LINKED] == 0:
-            end_chain(m, k, chain)
+            k.chain[chain - 1, LINKED] = k.n[CHAIN_FREE]
+            k.n[CHAIN_FREE] = chain
+            k.n[EMPTY_CHAINS] += 1
 
 
 @inlined
@@ -321,7 +332,7 @@ def remove_node(m: Memory, k: Ksm, key: int, frame: int) -> None:
     Its page is gone, or all its items are: then it is an ordinary shared frame for whoever still maps it.
     """
     unlink_dup(k, key, frame)
-    leave_chain(m, k, frame)
+    leave_chain(k, frame)
     if k.head[key] >= 0:
         k.n[STABLE_TREE] -= 1
     items = k.node[frame, MEMBERS]
@@ -340,7 +351,8 @@ def dissolve_chain(m: Memory, k: Ksm, frame: int) -> None:
     """Let the one dup that is left in a chain stand alone again."""
     chain = k.node[frame, CHAIN]
     if chain != NO_CHAIN and k.chain[chain - 1, LINKED] == 1:
-        leave_chain(m, k, frame)
+        leave_chain(k, frame)
+        end_empty_chains(m, k)
 
 
 @inlined
@@ -358,6 +370,19 @@ def attach(m: Memory, k: Ksm, page: int, frame: int) -> None:
     k.node[frame, MEMBERS] += 1
     k.n[PAGES_SHARED if k.node[frame, MEMBERS] == 1 else PAGES_SHARING] += 1
     k.link[page] = frame + 1
+
+
+@inlined
+def passers(m: Memory, k: Ksm, page: int) -> int:
+    """Millionths of the later searches that pass a page's node in the unstable tree.
+
+    The earlier a node was put in the tree the nearer it is to the root: a search passes the i-th node of a tree of
+    random keys with probability 2 / (i + 1) while nothing is rebalanced. Measured on 6.18 with 4,096 nodes: 2.0 to
+    2.4 / i behind the first tenth, about 1 / i near the root. The page of zeros has the least of all keys, so that
+    searches come to it from one side only.
+    """
+    whole = 1_100_000 if m.held[page] == 0 else 2_200_000
+    return int(whole // (k.block[page // BLOCK, RANK] + page % BLOCK + 2))
 
 
 @inlined
@@ -383,6 +408,12 @@ def detach(m: Memory, k: Ksm, page: int) -> None:
         k.n[PAGES_UNSHARED] -= 1
         if (item & PARITY != 0) == (k.n[SCAN] & 1 != 0):
             k.n[UNSTABLE_TREE] -= 1
+            if not in_place(m, page):
+                k.n[VANISHED] -= passers(m, k, page)
+            kind = m.writer[page]
+            if kind:
+                k.hot[kind, 1] -= k.hot[kind, 1] / k.hot[kind, 0]
+                k.hot[kind, 0] -= 1.0
 
 
 @inlined
@@ -416,6 +447,7 @@ def chosen_dup(m: Memory, k: Ksm, key: int) -> int:
         frame = following
     spend(k, W_DUP, walked)
     if k.head[key] >= 0:
+        end_empty_chains(m, k)
         return -1
     first = -k.head[key] - 1
     if best < 0:
@@ -431,6 +463,7 @@ def chosen_dup(m: Memory, k: Ksm, key: int) -> int:
 @inlined
 def stable_search(m: Memory, k: Ksm, page: int, content: int) -> int:
     """Frame of the KSM page with this content that takes one more page, or -1."""
+    end_empty_chains(m, k)
     depth = levels(k.n[STABLE_TREE])
     spend(k, W_STABLE_LEVEL, descent(depth))
     spend(k, W_COMPARE_BYTE, depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
@@ -477,12 +510,27 @@ def merge_into(m: Memory, k: Ksm, page: int, frame: int) -> None:
 
 
 @inlined
+def in_unstable_tree(m: Memory, k: Ksm, page: int) -> bool:
+    """Whether the page's item was put in the unstable tree in the present full scan."""
+    block = page // BLOCK
+    item = k.item[page]
+    if not k.block[block, QUIET]:
+        return bool(item & UNSTABLE and (item & PARITY != 0) == (k.n[SCAN] & 1 != 0))
+    if k.block[block, SCANNED] != k.n[SCAN] or not item & ITEM or k.link[page] > 0:
+        return False
+    return inserted_at_last_visit(k, visit_after(k, item & VISITS, k.block[block, PASSED]))
+
+
+@inlined
 def on_its_own(m: Memory, k: Ksm, page: int) -> bool:
     """Split the huge page that the page may be in, as a merge must. Returns False if that unmapped the page."""
     block = page // BLOCK
     if m.block[block, HUGE]:
-        spend(k, W_SPLIT, 1)
+        k.n[BATCH_PS] += k.n[SPLIT_PS]
         split_huge(m, block, moment(k))
+        for other in range(block * BLOCK, block * BLOCK + BLOCK):
+            if not m.place[other] & PRESENT and in_unstable_tree(m, k, other):
+                k.n[VANISHED] += passers(m, k, other)
     return bool(m.place[page] & PRESENT)
 
 
@@ -496,18 +544,6 @@ def merge_with_stable(m: Memory, k: Ksm, page: int, frame: int) -> None:
     spend(k, W_MERGE, 1)
     merge_into(m, k, page, frame)
     attach(m, k, page, frame)
-
-
-@inlined
-def in_unstable_tree(m: Memory, k: Ksm, page: int) -> bool:
-    """Whether the page's item was put in the unstable tree in the present full scan."""
-    block = page // BLOCK
-    item = k.item[page]
-    if not k.block[block, QUIET]:
-        return bool(item & UNSTABLE and (item & PARITY != 0) == (k.n[SCAN] & 1 != 0))
-    if k.block[block, SCANNED] != k.n[SCAN] or not item & ITEM or k.link[page] > 0:
-        return False
-    return inserted_at_last_visit(k, visit_after(k, item & VISITS, k.block[block, PASSED]))
 
 
 @inlined
@@ -543,20 +579,27 @@ def promote_pair(m: Memory, k: Ksm, page: int, tree_page: int, content: int) -> 
     plan_write(m, page, moment(k))
 
 
-@inlined
-def age_tree(m: Memory, k: Ksm, now: int) -> None:
-    """Count the pages in the unstable tree that random writes changed by now (expected number, in thousandths)."""
-    waited = now - k.n[TREE_AGED]
-    k.n[TREE_AGED] = now
+@compiled
+def changed_share(m: Memory, k: Ksm, block: int) -> float:
+    """Expected share of the nodes above those of a block's pages that changed since these were put in the tree.
+
+    The nodes above a page were there before it, so they had all the time since to change.
+    """
+    waited = moment(k) - k.block[block, ENTERED]
+    changed = float(k.n[TREE_CHANGES] - k.block[block, CHANGED])
     for kind in range(1, k.hot.shape[0]):
         pages = k.hot[kind, 0]
         if m.writes[kind, RATE] <= 0.0:
-            return
+            break
         if pages > 0.0:
-            kept = math.exp(-m.writes[kind, RATE] * k.hot[kind, 1] / pages * waited)
-            k.hot[kind, 0] *= kept
-            k.hot[kind, 1] *= kept
-            k.n[TREE_CHANGES] += np.int64(1000.0 * pages * (1.0 - kept))
+            changed -= pages * math.expm1(-m.writes[kind, RATE] * k.hot[kind, 1] / pages * waited)
+    return float(min(1.0, changed / k.n[UNSTABLE_TREE]))
+
+
+@inlined
+def luck(k: Ksm, page: int) -> float:
+    """A number from 0 up to 1 that belongs to the page's search in this scan."""
+    return uniform(shuffled(shuffled(np.uint64(k.n[KEY]) ^ np.uint64(page)) ^ np.uint64(k.n[SCAN])))
 
 
 @inlined
@@ -568,16 +611,24 @@ def goes_astray(m: Memory, k: Ksm, page: int, tree_page: int) -> bool:
     """
     if not k.n[MISROUTES]:
         return False
-    age_tree(m, k, moment(k))
-    changes = k.n[TREE_CHANGES] - k.block[tree_page // BLOCK, ROUTED]
-    if changes <= 0:
+    share = changed_share(m, k, tree_page // BLOCK)
+    if share <= 0.0:
         return False
-    share = min(1.0, changes / 1000.0 / k.n[UNSTABLE_TREE])
     found = 1.0
     for depth in range(levels(k.n[UNSTABLE_TREE]) - 3):
         found *= 1.0 - share * (0.5 - 0.25 / (1 << depth))
-    draw = shuffled(shuffled(np.uint64(k.n[KEY]) ^ np.uint64(page)) ^ np.uint64(k.n[SCAN]))
-    return bool(uniform(draw) >= found)
+    return bool(luck(k, page) >= found)
+
+
+@inlined
+def stops_short(k: Ksm, page: int) -> bool:
+    """Whether the search for a page in the unstable tree meets one that vanished, and so neither merges nor inserts.
+
+    The kernel leaves the nodes of vanished pages in the tree until their items are freed.
+    """
+    if k.n[VANISHED] <= FEW or not k.n[MISROUTES]:
+        return False
+    return bool(luck(k, page) >= math.exp(-k.n[VANISHED] / 1e6))
 
 
 @inlined
@@ -591,6 +642,8 @@ def unstable_insert(m: Memory, k: Ksm, page: int) -> None:
     k.item[page] |= UNSTABLE | (PARITY if k.n[SCAN] & 1 else 0)
     k.n[PAGES_UNSHARED] += 1
     k.n[UNSTABLE_TREE] += 1
+    if not in_place(m, page):  # a split has just unmapped it
+        k.n[VANISHED] += passers(m, k, page)
 
 
 @inlined
@@ -599,6 +652,8 @@ def unstable_search_insert(m: Memory, k: Ksm, page: int, content: int) -> bool:
     depth = levels(k.n[UNSTABLE_TREE])
     spend(k, W_UNSTABLE_LEVEL, descent(depth))
     spend(k, W_COMPARE_BYTE, depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
+    if stops_short(k, page):
+        return False
     if content < 0:
         unstable_insert(m, k, page)
         return True
@@ -607,6 +662,8 @@ def unstable_search_insert(m: Memory, k: Ksm, page: int, content: int) -> bool:
     if tree_page >= 0 and tree_page != page and in_unstable_tree(m, k, tree_page):
         if not in_place(m, tree_page):
             return False
+        if m.writer[tree_page] and tree_page // BLOCK != page // BLOCK:
+            look(m, tree_page // BLOCK, moment(k))
         same_frame = m.place[page] & m.place[tree_page] & SHARED and m.held[page] == m.held[tree_page]
         if same_frame:
             return False
@@ -833,6 +890,14 @@ def quiet_so_far(k: Ksm, block: int) -> tuple[int, int]:
 
 
 @inlined
+def enter_block(k: Ksm, block: int) -> None:
+    """Note when a block's pages are put in the unstable tree, and what was written before."""
+    k.block[block, ENTERED] = moment(k)
+    k.block[block, RANK] = k.n[UNSTABLE_TREE]
+    k.block[block, CHANGED] = k.n[TREE_CHANGES]
+
+
+@inlined
 def pass_quiet_block(m: Memory, k: Ksm, block: int, limit_ps: int) -> bool:
     """Visit a quiet block, or as much of it as quota and time allow. Returns True when it is behind."""
     n = k.n
@@ -840,8 +905,7 @@ def pass_quiet_block(m: Memory, k: Ksm, block: int, limit_ps: int) -> bool:
     visits = k.block[block, MERGED] + inserted
     done = n[QUIET_DONE]
     if done == 0:
-        age_tree(m, k, moment(k))
-        k.block[block, ROUTED] = n[TREE_CHANGES]
+        enter_block(k, block)
         n[QUIET_PS] = quiet_work(m, k, block, inserted, skipped, 0)
     whole = n[QUIET_PS]
     if visits > 0:
@@ -898,8 +962,7 @@ def limit_of(m: Memory, k: Ksm, horizon: int) -> int:
 def begin_block(m: Memory, k: Ksm, block: int) -> None:
     """Prepare the sums of a block that is about to be visited page by page."""
     m.block[block, DIRTY] = 0
-    age_tree(m, k, moment(k))
-    k.block[block, ROUTED] = k.n[TREE_CHANGES]
+    enter_block(k, block)
     k.block[block, MERGED] = 0
     for number in range(SMART_VISITS):
         k.block[block, LONELY + number] = 0
@@ -935,6 +998,7 @@ def visit_block(m: Memory, k: Ksm, block: int, end: int, horizon: int) -> bool:
             spend(k, W_ABSENT, 1)
             if k.item[page] & ITEM:
                 free_item(m, k, page)
+                spend(k, W_FREE, 1)
                 n[CALM] = 0
             page += 1
             continue
@@ -1005,6 +1069,7 @@ def enter_slot(m: Memory, k: Ksm, guest: int) -> None:
     k.n[CALM] = 0
     k.n[QUIET_DONE] = 0
     if guest < m.guest.shape[0]:
+        spend(k, W_SLOT, 1)
         k.n[CURSOR] = m.guest[guest, FIRST]
 
 
@@ -1034,7 +1099,7 @@ def snapshot(m: Memory, k: Ksm, now: int, index: int) -> None:
     """Write every counter as it is now into a row of the log."""
     n, row = k.n, k.log[index]
     spent = n[TOTAL_PS] + (n[BATCH_PS] if n[PHASE] == WORKING else 0)
-    merging = 0
+    merging = m.counts[THP_SPLIT] * n[SPLIT_PS]
     for kind in (W_MERGE, W_PROMOTE, W_ZERO_MERGE, W_ATTACH):
         merging += k.n[DONE + kind] * k.n[PRICE + kind]
     row[ROW_TIME] = now
@@ -1092,8 +1157,8 @@ def begin_scan(m: Memory, k: Ksm) -> None:
     spend(k, W_SCAN, 1)
     k.n[UNSTABLE_TREE] = 0
     k.n[PASS_START] = moment(k)
+    k.n[VANISHED] = 0
     k.n[TREE_CHANGES] = 0
-    k.n[TREE_AGED] = moment(k)
     for kind in range(k.hot.shape[0]):
         k.hot[kind, 0] = 0.0
         k.hot[kind, 1] = 0.0
@@ -1122,7 +1187,9 @@ def work_on(m: Memory, k: Ksm, horizon: int) -> int:
         if guest == head:
             begin_scan(m, k)
         elif has_gone(m, k, guest):
+            items = n[ITEMS]
             free_slot_items(m, k, guest)
+            spend(k, W_FREE, items - n[ITEMS])
             unlink_slot(m, k, guest)
             next_slot(m, k)
         else:
@@ -1131,7 +1198,7 @@ def work_on(m: Memory, k: Ksm, horizon: int) -> int:
                 next_slot(m, k)
                 continue
             block = n[CURSOR] // BLOCK
-            if k.block[block, QUIET] and m.block[block, DIRTY]:
+            if k.block[block, QUIET] and (m.block[block, DIRTY] or k.n[VANISHED] > FEW or k.n[EMPTY_CHAINS] > 0):
                 settle(m, k, block)
             elif k.block[block, QUIET]:
                 behind = pass_quiet_block(m, k, block, limit_of(m, k, horizon))
@@ -1233,8 +1300,21 @@ def wake_up(k: Ksm, now: int) -> None:
 def note_writes(m: Memory, k: Ksm, first: int, pages: Int64) -> None:
     """Pages from `first + pages` are about to be written: those in the unstable tree will lead searches astray."""
     for i in range(pages.size):
-        if in_unstable_tree(m, k, first + pages[i]):
-            k.n[TREE_CHANGES] += 1000
+        page = first + pages[i]
+        if in_unstable_tree(m, k, page):
+            k.n[TREE_CHANGES] += 1
+            if not in_place(m, page):
+                k.n[VANISHED] -= passers(m, k, page)
+
+
+@compiled
+def unmap_pages(m: Memory, k: Ksm, first: int, pages: int) -> None:
+    """Unmap a range of pages (exit, discard); searches will stop at those in the unstable tree."""
+    for page in range(first, first + pages):
+        settle(m, k, page // BLOCK)
+        if in_place(m, page) and in_unstable_tree(m, k, page):
+            k.n[VANISHED] += passers(m, k, page)
+    drop_pages(m, first, pages)
 
 
 @compiled
@@ -1315,6 +1395,7 @@ def unmerge_all(m: Memory, k: Ksm) -> int:
         while k.head[key] < 0:
             remove_node(m, k, key, -k.head[key] - 1)
         k.head[key] = 0
+    end_empty_chains(m, k)
     k.n[FULL_SCANS] = 0
     k.n[SCAN] = 0
     enter_slot(m, k, head)
@@ -1327,7 +1408,11 @@ def advise_mergeable(m: Memory, k: Ksm, guest: int, first: int, pages: int, merg
     for page in range(first, first + pages):
         was = m.place[page] & MERGEABLE != 0
         if was != mergeable:
+            settle(m, k, page // BLOCK)
+            before = in_place(m, page)
             m.place[page] ^= MERGEABLE
+            if in_unstable_tree(m, k, page):
+                k.n[VANISHED] += (before - in_place(m, page)) * passers(m, k, page)
             k.slot[guest, MERGEABLE_PAGES] += 1 if mergeable else -1
             m.block[page // BLOCK, DIRTY] = 1
 

@@ -55,7 +55,7 @@ class Scanner:
 
     def __init__(
         self, settings: Ksm, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int,
-        trees: int, work_ps: Int64, cold_milli: int, writes: Float64, key: int,
+        trees: int, work_ps: Int64, split_ps: int, cold_milli: int, writes: Float64, key: int,
     ) -> None:  # fmt: skip
         """*settings* are complete for the kernel; *pages* is room to begin with, *guests* and *contents* the most."""
         self._settings = settings
@@ -96,6 +96,7 @@ class Scanner:
         self.k.slot[guests, [ksmd.FOLLOWING, ksmd.BEFORE]] = guests
         self._set_up(settings, kernel, hz, frames, guests)
         self.k.n[ksmd.PRICE : ksmd.DONE] = work_ps
+        self.k.n[ksmd.SPLIT_PS] = split_ps
         self.k.n[ksmd.COLD] = cold_milli
         self.k.n[ksmd.MISROUTES] = 1
         self.k.n[ksmd.KEY] = np.uint64(key).astype(np.int64)
@@ -206,7 +207,7 @@ class Scanner:
     def remove(self, guest: int) -> None:
         """The guest exits; KSM forgets it when ksmd comes by."""
         span = self.pages_of(guest)
-        memory.drop_pages(self.m, span.start, span.stop - span.start)
+        ksmd.unmap_pages(self.m, self.k, span.start, span.stop - span.start)
         if self.k.slot[guest, ksmd.BEFORE] < 0 or ksmd.leave(self.m, self.k, guest):
             self._give_back(guest)
         else:
@@ -304,7 +305,8 @@ class Scanner:
             return
         n[ksmd.ADVISOR] = mode == "scan-time"
         # The kernel forgets when the scan began, so that the first one seems to have lasted since boot.
-        n[[ksmd.ADVISOR_CPU, ksmd.ADVISOR_LAST, ksmd.ADVISOR_CHANGE, ksmd.PASS_START]] = 0
+        n[[ksmd.ADVISOR_LAST, ksmd.ADVISOR_CHANGE, ksmd.PASS_START]] = 0
+        n[ksmd.ADVISOR_CPU] = -1000 * self._settings.ksmd_cpu_before
         n[ksmd.PAGES_TO_SCAN] = self._settings.advisor_min_pages_to_scan if n[ksmd.ADVISOR] else 100
 
     # --- time -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from sim.lab.machine import KSM, STATE, TOKEN_VARIABLE, Ksm, exclusive, restore
 from sim.lab.record import Guest, Madvise, Rate, Recording, Setting, Workload, Write, record
 
 MS = 1_000_000
+FRESH = np.empty(0, np.uint64)
 PATTERNS: tuple[Pattern, ...] = ("early", "late", "random")
 
 HOLD_KSM = """
@@ -162,7 +163,8 @@ def test_a_run_starts_with_counters_at_0_whatever_ran_before() -> None:
     samples = record(workload).samples
 
     assert len(samples) == 5
-    assert samples.drop(columns=["time_s", "pages_to_scan"]).iloc[0].tolist() == [0] * (samples.shape[1] - 2)
+    counters = samples.drop(columns=["time_s", "pages_to_scan", "sleep_millisecs", "stolen_ns"])
+    assert not counters.iloc[0].any()
     assert samples.iloc[-1]["pages_sharing"] == 1
 
 
@@ -262,7 +264,7 @@ def test_a_rate_rewrites_its_pages_with_fresh_contents_and_no_others() -> None:
         one = server.spawn("one", len(pages), "random")
         one.write(pages, np.full(len(pages), 7, np.uint64))
         before = one.digests(pages)
-        one.plan([Act(0, "rate", (pages[:100], 50.0, 1))])
+        one.plan([Act(0, "rate", (pages[:100], 50.0, 1, FRESH))])
         one.begin(time.monotonic_ns())
         time.sleep(0.5)
         after = one.digests(pages)
@@ -280,7 +282,7 @@ def test_a_rate_leaves_as_many_pages_alone_as_chance_says() -> None:
         one = server.spawn("one", len(pages), "early")
         one.write(pages, np.full(len(pages), 7, np.uint64))
         before = one.digests(pages)
-        one.plan([Act(0, "rate", (pages, 1.0, 1))])
+        one.plan([Act(0, "rate", (pages, 1.0, 1, FRESH))])
         began = time.monotonic()
         one.begin(time.monotonic_ns())
         time.sleep(1)
@@ -288,6 +290,22 @@ def test_a_rate_leaves_as_many_pages_alone_as_chance_says() -> None:
         after = one.digests(pages)
 
     assert np.mean(after == before) == pytest.approx(np.exp(-elapsed), abs=0.04)
+
+
+@pytest.mark.kernel
+def test_a_rate_may_leave_some_contents_only_and_pauses_at_level_0() -> None:
+    pages = np.arange(50)
+    choices = np.array([8, 9], np.uint64)
+    with exclusive() as ksm, contextlib.closing(GuestServer(ksm.token)) as server:
+        one = server.spawn("one", len(pages), "random")
+        one.plan([Act(0, "rate", (pages, 50.0, 1, choices)), Act(300 * MS, "level", (0.0,))])
+        one.begin(time.monotonic_ns())
+        time.sleep(0.5)
+        rested = one.digests(pages)
+        time.sleep(0.1)
+
+        assert set(rested.tolist()) == set(digests(render(choices, "random")).tolist())
+        assert one.digests(pages).tolist() == rested.tolist()
 
 
 @pytest.mark.kernel

@@ -1,0 +1,54 @@
+"""Recordings: runs of a kernel kept in a folder, one compressed CSV file for each scenario, and what they ran on."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Final
+
+from sim.errors import UserError, suggestion
+from sim.lab.compare import read_recording, write_recording
+from sim.lab.trial import Trial, is_static, judge
+from sim.results.store import explained
+from sim.scenario import Scenario
+
+_MACHINE: Final = "machine.json"
+_ENDING: Final = ".csv.gz"
+
+
+def keep(trial: Trial, folder: Path) -> None:
+    """Put the kernel's runs in the folder in place of older ones. Raises UserError where it cannot be written."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_recording(trial.measured, folder / f"{trial.scenario.name}{_ENDING}")
+        (folder / _MACHINE).write_text(json.dumps(_this_machine(), indent=1) + "\n")
+
+
+def kept(scenario: Scenario, folder: Path, exact: bool | None = None) -> Trial:
+    """Hold the simulator against a recording; *exact* where memory is static unless given.
+
+    Raises UserError where there is none.
+    """
+    file = folder / f"{scenario.name}{_ENDING}"
+    if not file.is_file():
+        names = [each.name.removesuffix(_ENDING) for each in sorted(folder.glob(f"*{_ENDING}"))]
+        remedy = suggestion(scenario.name, names) if names else "make it with --record"
+        raise UserError(f"{file}: no such recording; {remedy}")
+    try:
+        runs = read_recording(file)
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: not a recording: {error}") from error
+    return judge(scenario, runs, is_static(scenario) if exact is None else exact)
+
+
+def about(folder: Path | None) -> str:
+    """What the recordings of a folder, or runs made now, ran on, in words."""
+    machine = json.loads((folder / _MACHINE).read_text()) if folder else _this_machine()
+    return f"Linux {machine['kernel']}, {machine['cpu']}"
+
+
+def _this_machine() -> dict[str, str]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    return {"kernel": platform.release(), "machine": platform.machine(), "cpu": cpu}

@@ -1,0 +1,234 @@
+"""What it costs to push a page out and bring it back: zram by algorithm, and a swap file on this machine's disk.
+
+Source: Documentation/admin-guide/blockdev/zram.rst, Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from sim.cost.prices import Compressor, SwapDevice
+from sim.errors import MachineError
+from sim.lab.machine import TOKEN_VARIABLE, Ksm, borrowed
+from sim.lab.memory_costs import typical
+from sim.lab.undo import ZRAM
+from sim.units import MIB, about_bytes
+
+PAGE: Final = 4096
+CGROUPS: Final = (
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+    (Path("/sys/fs/cgroup"), "memory.max"),
+)
+"""Where control groups that limit memory are made, version 1 and 2, and the file that holds the limit."""
+
+_BLOCK: Final = MIB
+_ZRAM_BYTES: Final = 32 * MIB
+_ZRAM_ROUNDS: Final = 5
+_FILE_BYTES: Final = 384 * MIB
+_READS: Final = 1000
+_LIMIT: Final = 128 * MIB
+_GUEST_BYTES: Final = 320 * MIB
+_TOUCHES: Final = 500
+_TOUCH_ROUNDS: Final = 12
+_SWAP_FOLDER: Final = Path("/var/tmp")
+
+
+def algorithms() -> list[str]:
+    """Compression algorithms that this kernel's zram offers; none where it has no zram."""
+    if not ZRAM.is_dir():
+        return []
+    with _zram_device() as number:
+        text = Path(f"/sys/block/zram{number}/comp_algorithm").read_text()
+    return text.replace("[", "").replace("]", "").split()
+
+
+def zram(algorithm: str) -> Compressor:
+    """Write and read a zram device, in blocks large enough for the system call not to matter."""
+    blocks = _ordinary_blocks(_ZRAM_BYTES)
+    with _zram_device() as number:
+        folder = Path(f"/sys/block/zram{number}")
+        (folder / "comp_algorithm").write_text(algorithm)
+        (folder / "disksize").write_text(str(_ZRAM_BYTES))
+        with _direct(Path(f"/dev/zram{number}")) as device:
+            writes = [_written(device, at, block) for _ in range(_ZRAM_ROUNDS) for at, block in enumerate(blocks)]
+            reads = [_read(device, at * _BLOCK, _BLOCK) for _ in range(_ZRAM_ROUNDS) for at in range(len(blocks))]
+        taken = int((folder / "mm_stat").read_text().split()[2])
+    source = f"measured: {about_bytes(_ZRAM_BYTES)} of program files through zram, median of blocks of 1MiB"
+    pages = _BLOCK // PAGE
+    return Compressor(
+        compress=typical([each / pages for each in writes], source),
+        decompress=typical([each / pages for each in reads], source),
+        bytes_per_page=round(taken / (_ZRAM_BYTES // PAGE), 1),
+    )
+
+
+def swap(ksm: Ksm) -> SwapDevice:
+    """A swap file: written and read directly, then swapped to by a process that touches more than it may hold."""
+    folder, limit_file = _cgroup_place()
+    space = os.statvfs(_SWAP_FOLDER)
+    if space.f_bavail * space.f_frsize < 2 * _FILE_BYTES:
+        raise MachineError(f"{_SWAP_FOLDER} has no room for a swap file of {about_bytes(_FILE_BYTES)}")
+    file = _SWAP_FOLDER / f"overcommit-{ksm.token}.swap"
+    group = folder / f"overcommit-{ksm.token}"
+    with borrowed("file", str(file)):
+        file.touch(0o600, exist_ok=False)
+        reads, writes = _file_times(file)
+        with borrowed("swap", str(file)), borrowed("cgroup", str(group)):
+            _command("mkswap", str(file))
+            _command("swapon", "-p", "32767", str(file))
+            group.mkdir()
+            (group / limit_file).write_text(str(_LIMIT))
+            swap_outs, swap_ins = _thrashed(group, ksm.token)
+    source = f"measured: a file on the disk of {_SWAP_FOLDER}, past the page cache, median"
+    faults = f"measured: a process of {about_bytes(_GUEST_BYTES)} with a limit of {about_bytes(_LIMIT)}, median"
+    return SwapDevice(
+        read=typical(reads, source),
+        write=typical(writes, source),
+        swap_in=typical(swap_ins, faults),
+        swap_out=typical(swap_outs, faults),
+    )
+
+
+@contextlib.contextmanager
+def _zram_device() -> Iterator[int]:
+    """A new zram device, never one that exists: the kernel gives the lowest free number."""
+    number = 0
+    while Path(f"/sys/block/zram{number}").exists():
+        number += 1
+    with borrowed("zram", str(number)):
+        given = int((ZRAM / "hot_add").read_text())
+        if given != number:
+            (ZRAM / "hot_remove").write_text(str(given))
+            raise MachineError("another process makes zram devices at this moment: run it again")
+        yield number
+
+
+def _ordinary_blocks(size: int) -> list[bytes]:
+    """Blocks of what fills a computer's memory: code and data of the Python packages at hand."""
+    files = sorted(each for each in Path(np.__file__).parents[1].rglob("*") if each.suffix in (".py", ".so", ".pyc"))
+    found = bytearray()
+    for file in files:
+        found += file.read_bytes()
+        if len(found) >= size:
+            break
+    return [bytes(found[at : at + _BLOCK]) for at in range(0, min(size, len(found)) // _BLOCK * _BLOCK, _BLOCK)]
+
+
+@contextlib.contextmanager
+def _direct(file: Path) -> Iterator[int]:
+    """The file open past the page cache."""
+    descriptor = os.open(file, os.O_RDWR | os.O_DIRECT)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _written(descriptor: int, number: int, block: bytes) -> int:
+    """Time (ns) to write a block of 1 MiB."""
+    with mmap.mmap(-1, _BLOCK) as aligned:
+        aligned[:] = block
+        before = time.perf_counter_ns()
+        os.pwrite(descriptor, aligned, number * _BLOCK)
+        return time.perf_counter_ns() - before
+
+
+def _read(descriptor: int, at: int, size: int) -> int:
+    """Time (ns) to read so many bytes."""
+    with mmap.mmap(-1, size) as aligned:
+        aligned[:] = bytes(size)
+        before = time.perf_counter_ns()
+        os.preadv(descriptor, [aligned], at)
+        return time.perf_counter_ns() - before
+
+
+def _file_times(file: Path) -> tuple[list[float], list[float]]:
+    """Times (ns) of random reads of 4 KiB, and of each 4 KiB of sequential writes, which make the file."""
+    (block,) = _ordinary_blocks(_BLOCK)
+    pages = np.random.default_rng(1).integers(_FILE_BYTES // PAGE, size=_READS)
+    with _direct(file) as descriptor:
+        writes = [_written(descriptor, number, block) * PAGE / _BLOCK for number in range(_FILE_BYTES // _BLOCK)]
+        os.fsync(descriptor)
+        reads = [float(_read(descriptor, int(page) * PAGE, PAGE)) for page in pages]
+    return reads, writes
+
+
+def _cgroup_place() -> tuple[Path, str]:
+    """The folder in which control groups that limit memory are made, and the name of the limit."""
+    for folder, limit in CGROUPS:
+        controllers = folder / "cgroup.subtree_control"
+        if (folder / limit).exists() or (controllers.exists() and "memory" in controllers.read_text().split()):
+            return folder, limit
+    raise MachineError("this machine has no control groups that limit memory")
+
+
+def _command(*words: str) -> None:
+    try:
+        result = subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise MachineError(f"the command {words[0]} is missing") from None
+    if result.returncode:
+        raise MachineError(f"{' '.join(words)} failed: {result.stderr.strip()}")
+
+
+def _thrashed(group: Path, token: str) -> tuple[list[float], list[float]]:
+    """What `thrash` measures, in a process of its own inside the group."""
+    result = subprocess.run(
+        [sys.executable, "-c", f"from sim.lab.swap_costs import thrash; thrash({str(group)!r})"],
+        env={**os.environ, TOKEN_VARIABLE: token, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [[float(word) for word in line.split()] for line in result.stdout.splitlines()]
+    if result.returncode or len(lines) != 2 or not all(lines):
+        reason = (result.stderr.splitlines() or ["killed"])[-1]
+        raise MachineError(f"the process that was to swap failed: {reason}")
+    return lines[0], lines[1]
+
+
+def thrash(group: str) -> None:
+    """Fill more memory than the group may hold, then read it at random; print ns of each page out and each page in."""
+    with mmap.mmap(-1, _GUEST_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        area.madvise(mmap.MADV_NOHUGEPAGE)
+        words = np.frombuffer(area, np.uint64).reshape(-1, PAGE // 8)
+        rng = np.random.default_rng(1)
+        fresh = rng.integers(1 << 63, size=(_BLOCK // PAGE, PAGE // 8), dtype=np.uint64)
+        Path(group, "cgroup.procs").write_text(str(os.getpid()))
+        outs = []
+        for at in range(0, len(words), len(fresh)):
+            swapped, before = _vm_event("pswpout"), time.perf_counter_ns()
+            words[at : at + len(fresh)] = fresh
+            elapsed = time.perf_counter_ns() - before
+            if count := _vm_event("pswpout") - swapped:
+                outs.append(elapsed / count)
+        ins = []
+        for _ in range(_TOUCH_ROUNDS):
+            pages = rng.integers(len(words), size=_TOUCHES)
+            faults, before = _major_faults(), time.perf_counter_ns()
+            int(words[pages, 0].sum())
+            elapsed = time.perf_counter_ns() - before
+            if count := _major_faults() - faults:
+                ins.append(elapsed / count)
+        del words
+    sys.stdout.write("\n".join(" ".join(map(str, times)) for times in (outs, ins)))
+
+
+def _major_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+def _vm_event(name: str) -> int:
+    fields = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(fields[name])

@@ -1,0 +1,169 @@
+"""Trials: a scenario in the simulator and on the kernel, as often as a fair comparison needs.
+
+A run that other work on the machine disturbed is made again. How fast this machine is does not matter for counters:
+where its ksmd is slower or faster than the price set says, the simulator is run at the kernel's pace as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from sim.errors import MachineError
+from sim.lab.compare import VAGUE, Comparison, Scans, compare, in_step, keeps_pace, numbered, pace
+from sim.lab.record import Disturbance, Level, Rate, Workload, Write
+from sim.lab.replay import first_host, replay, workload
+from sim.memory.pages import Int64
+from sim.run import Progress
+from sim.scenario import Scenario
+from sim.sharing.scanner import Scanner
+from sim.streams import key as stream_key
+
+RUNS: Final = 3
+"""Kernel runs that span the spread of changing memory."""
+ATTEMPTS: Final = 3
+"""Attempts at a run that nothing disturbs."""
+_DRAWS: Final = 5
+"""Simulated runs that span the simulator's spread where guests write at random."""
+_LATE_NS: Final = 50_000_000
+"""What guests may be late, in ns: those that write at the same moment share cores, and take their turns."""
+_WAITED: Final = 0.02
+
+
+class Busy(MachineError):
+    """Other work on this machine disturbed every attempt at a run."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A scenario on both sides; `pace` is how many times its price ksmd's work was given."""
+
+    scenario: Scenario
+    simulated: Sequence[Scans]
+    measured: Sequence[Scans]
+    comparison: Comparison
+    pace: float = 1.0
+
+
+def is_static(plan: Workload) -> bool:
+    """Whether no guest writes after its start, in small pages: then the simulator knows every counter of the kernel.
+
+    What is left of huge pages of which a split unmaps the zeros depends on how contents are sorted, for a scan.
+    """
+    if scenario.hosts[0].thp.enabled != "never":
+        return False
+    return not any(isinstance(action, Write | Rate) for action in plan.actions)
+
+
+def live(
+    scenario: Scenario, runs: int | None = None, exact: bool | None = None, progress: Progress | None = None
+) -> Trial:
+    """Run the scenario on this machine's kernel and hold the simulator against it.
+
+    The kernel runs once where counters must be *exact*, which is where memory is static unless given, and RUNS times
+    elsewhere. Raises MachineError where this machine cannot do it, Busy where other work disturbs it.
+    """
+    plan = workload(scenario)
+    exact = is_static(plan) if exact is None else exact
+    moments = moments_s(plan)
+    runs = runs or (1 if exact else RUNS)
+
+    def tell(number: int) -> Progress | None:
+        return progress and (lambda done, text: progress((number + done) / runs, f"{text}, run {number + 1} of {runs}"))
+
+    measured = [_undisturbed(scenario, number, moments, tell(number)) for number in range(runs)]
+    trial = judge(scenario, measured, exact)
+    if not exact and trial.comparison.spread > VAGUE:
+        raise Busy(
+            f"{scenario.name}: this machine is too busy for a comparison, its own runs differ by "
+            f"{trial.comparison.spread:.0%} of the pages; try again when less is running"
+        )
+    return trial
+
+
+def judge(scenario: Scenario, measured: Sequence[Scans], exact: bool) -> Trial:
+    """Hold the simulator against runs of the kernel."""
+    plan = workload(scenario)
+    draws = range(_DRAWS if _writes_at_random(plan) else 1)
+    simulated = [simulate(scenario, draw) for draw in draws]
+    factor = _pace(simulated[0], measured, moments_s(plan), exact)
+    paced = [simulate(scenario, draw, factor) for draw in draws] if factor != 1.0 else []
+    return Trial(scenario, paced or simulated, measured, compare(simulated, measured, exact, paced), factor)
+
+
+def simulate(scenario: Scenario, draw: int = 0, factor: float = 1.0) -> Scans:
+    """The scenario's scans; another *draw* has other random writes, *factor* multiplies the prices of ksmd's work."""
+
+    class Varied(Scanner):
+        """A scanner with other random numbers and other prices."""
+
+        def __init__(self, *arguments: Any, work_ps: Int64, key: int, **named: Any) -> None:
+            prices = np.rint(work_ps * factor).astype(np.int64)
+            super().__init__(*arguments, work_ps=prices, key=_redrawn(key, draw), **named)
+
+        def add(self, guest: int, pages: int, *, key: int, **named: Any) -> None:
+            """A guest starts."""
+            super().add(guest, pages, key=_redrawn(key, draw), **named)
+
+    return numbered(pd.DataFrame(first_host(scenario, Varied).run().scans))
+
+
+def disturbances(what: Disturbance, duration_ns: int) -> Iterator[str]:
+    """What was bad enough about a run to change its counters, in words."""
+    if what.migrated_pages:
+        yield f"the kernel moved {what.migrated_pages} pages, which ksmd overlooks meanwhile"
+    if what.ksmd_waited_ns > _WAITED * duration_ns:
+        yield f"ksmd waited {what.ksmd_waited_ns / 1e6:.0f} ms for a core"
+    if what.deeds_late_ns > _LATE_NS:
+        yield f"a guest was {what.deeds_late_ns / 1e6:.0f} ms late"
+
+
+def _undisturbed(scenario: Scenario, draw: int, moments: Sequence[float], progress: Progress | None) -> Scans:
+    """A run of the kernel; Busy when each attempt was disturbed."""
+    reasons: list[str] = []
+    for _ in range(ATTEMPTS):
+        run = replay(scenario, progress, draw=draw)
+        scans = numbered(run.scans.join(run.evidence))
+        reasons = [*disturbances(run.disturbance, scenario.duration)]
+        if not reasons and not _steps_with(scenario, scans, moments):
+            reasons = ["ksmd was between other scans than planned when something happened"]
+        if not reasons:
+            return scans
+    raise Busy(
+        f"{scenario.name}: this machine is too busy for a comparison, {ATTEMPTS} runs were disturbed: "
+        f"in the last one {' and '.join(reasons)}; try again when less is running"
+    )
+
+
+def _steps_with(scenario: Scenario, scans: Scans, moments: Sequence[float]) -> bool:
+    """Whether what is planned falls between the same scans in the simulator, at its own pace or at the kernel's."""
+    simulated = simulate(scenario)
+    if in_step(simulated, scans, moments):
+        return True
+    return in_step(simulate(scenario, factor=pace(simulated, scans)), scans, moments)
+
+
+def _pace(simulated: Scans, measured: Sequence[Scans], moments: Sequence[float], exact: bool) -> float:
+    """What prices must be multiplied with so that the simulator's scans see what the kernel's do."""
+    if all(in_step(simulated, scans, moments) and (exact or keeps_pace(simulated, scans)) for scans in measured):
+        return 1.0
+    return float(np.mean([pace(simulated, scans) for scans in measured]))
+
+
+def moments_s(plan: Workload) -> list[float]:
+    """When something is planned to happen that one scan sees and the scan before does not."""
+    times = [action.time_ns for action in plan.actions if not isinstance(action, Rate | Level)]
+    times += [moment for guest in plan.guests for moment in (guest.start_ns, guest.stop_ns) if moment]
+    return sorted(time / 1e9 for time in times)
+
+
+def _writes_at_random(plan: Workload) -> bool:
+    return any(isinstance(action, Rate) for action in plan.actions)
+
+
+def _redrawn(key: int, draw: int) -> int:
+    return stream_key(key, "draw", draw) if draw else key

@@ -1,0 +1,99 @@
+"""What calibration sets up on the real machine is undone however it ends, and its figures are plausible."""
+
+import itertools
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sim.errors import MachineError
+from sim.lab import memory_costs, swap_costs
+from sim.lab.ksmd_costs import measured, trials
+from sim.lab.machine import STATE, exclusive, restore
+
+pytestmark = pytest.mark.kernel
+
+
+def left_behind() -> list[str]:
+    """Zram devices, swap files, and files and control groups of the lab that exist now."""
+    swaps = Path("/proc/swaps").read_text().splitlines()[1:]
+    places = [*Path("/var/tmp").glob("overcommit-*")]
+    places += itertools.chain.from_iterable(folder.glob("overcommit-*") for folder, _ in swap_costs.CGROUPS)
+    return sorted([*swaps, *map(str, places), *(path.name for path in Path("/sys/block").glob("zram*"))])
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    """As it was before, afterwards."""
+    before = left_behind()
+    yield
+    assert left_behind() == before
+    assert not STATE.exists()
+
+
+SWAP = """
+from sim.lab import swap_costs
+from sim.lab.machine import exclusive
+with exclusive() as ksm:
+    swap_costs._thrashed = lambda *_: (print("ready", flush=True), __import__("time").sleep(60))
+    swap_costs.swap(ksm)
+"""
+ZRAM = """
+from sim.lab import swap_costs
+from sim.lab.machine import exclusive
+with exclusive(), swap_costs._zram_device():
+    print("ready", flush=True)
+    __import__("time").sleep(60)
+"""
+
+
+@pytest.mark.parametrize("script", [SWAP, ZRAM], ids=["swap", "zram"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_what_was_set_up_is_undone_however_the_lab_ends(script: str, number: signal.Signals, clean: None) -> None:
+    if script == ZRAM and not swap_costs.ZRAM.is_dir():
+        pytest.skip("this kernel has no zram")
+    before = left_behind()
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        if process.stdout.readline().strip() != "ready":
+            pytest.skip(process.stderr.read().splitlines()[-1])
+        assert left_behind() != before
+        process.send_signal(number)
+        process.wait(20)
+
+    assert restore() == (number == signal.SIGKILL)
+
+
+def test_a_page_costs_zram_some_microseconds_and_shrinks(clean: None) -> None:
+    with exclusive():
+        for algorithm in swap_costs.algorithms():
+            costs = swap_costs.zram(algorithm)
+            assert 200 < costs.decompress.ns < costs.compress.ns < 500_000
+            assert 500 < costs.bytes_per_page < 4096
+
+
+def test_a_swapped_page_costs_more_than_a_page_in_memory(clean: None) -> None:
+    with exclusive() as ksm:
+        try:
+            costs = swap_costs.swap(ksm)
+        except MachineError as refusal:
+            pytest.skip(str(refusal))
+
+    assert memory_costs.page_faults().small.ns < costs.swap_in.ns
+
+
+def test_a_copy_on_write_takes_a_microsecond_or_more() -> None:
+    with exclusive() as ksm:
+        assert 500 < memory_costs.cow_break(ksm).ns < 200_000
+
+
+def test_a_workload_takes_ksmd_the_more_time_the_more_it_does() -> None:
+    small, large = (trial for trial in trials() if trial.scenario.name in ("skipped-2000", "pairs-in-one"))
+    parts = measured([small, large], 1, lambda _done, _text: None)
+
+    assert all(part.cpu_ns.min() > 10_000 for part in parts)
+    assert all(part.cpu_ns[1] > part.cpu_ns[0] for part in parts)  # searching and merging after a first look
