@@ -9,6 +9,7 @@ from typing import Final
 
 from sim.errors import UserError, suggestion
 from sim.lab.compare import read_recording, write_recording
+from sim.lab.replay import workload
 from sim.lab.trial import Trial, is_static, judge
 from sim.results.store import explained
 from sim.scenario import Scenario
@@ -39,7 +40,7 @@ def kept(scenario: Scenario, folder: Path, exact: bool | None = None) -> Trial:
         runs = read_recording(file)
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{file}: not a recording: {error}") from error
-    return judge(scenario, runs, is_static(scenario) if exact is None else exact)
+    return judge(scenario, runs, is_static(workload(scenario)) if exact is None else exact)
 
 
 def about(folder: Path | None) -> str:

@@ -54,9 +54,7 @@ def is_static(plan: Workload) -> bool:
 
     What is left of huge pages of which a split unmaps the zeros depends on how contents are sorted, for a scan.
     """
-    if scenario.hosts[0].thp.enabled != "never":
-        return False
-    return not any(isinstance(action, Write | Rate) for action in plan.actions)
+    return not plan.thp and not any(isinstance(action, Write | Rate) for action in plan.actions)
 
 
 def live(

@@ -379,7 +379,7 @@ def passers(m: Memory, k: Ksm, page: int) -> int:
     The earlier a node was put in the tree the nearer it is to the root: a search passes the i-th node of a tree of
     random keys with probability 2 / (i + 1) while nothing is rebalanced. Measured on 6.18 with 4,096 nodes: 2.0 to
     2.4 / i behind the first tenth, about 1 / i near the root. The page of zeros has the least of all keys, so that
-    searches come to it from one side only.
+    searches come to it from one side only: 1.1 / i in the mean of 48 trees with it in places 1 to 400.
     """
     whole = 1_100_000 if m.held[page] == 0 else 2_200_000
     return int(whole // (k.block[page // BLOCK, RANK] + page % BLOCK + 2))
