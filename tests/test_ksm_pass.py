@@ -315,7 +315,7 @@ def test_a_static_memory_is_all_quiet_in_the_end():
 SECOND = 1_000_000_000
 PRICES_PS = [
     2_000_000, 1_000_000, 200_000, 300_000, 400_000, 50_000, 80_000, 80, 100_000, 20_000, 100, 200_000, 1_000_000,
-    1_000_000, 500_000, 300_000, 20_000, 15_000, 5_000_000, 60_000,
+    1_000_000, 500_000, 300_000, 20_000, 15_000, 5_000_000, 60_000, 150_000,
 ]  # fmt: skip
 CLASSES = [(0.0, 0, 0), (0.2, 0, 0), (3.0, 1, 6), (40.0, 0, 1)]
 """Random writes: writes per second and page, lowest content left, number of contents (0: always a fresh one)."""

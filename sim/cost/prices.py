@@ -141,7 +141,7 @@ class Prices(Block):
     visit: Price
     """Visiting any other page, without what follows."""
     checksum: Price
-    """Checksum of a page."""
+    """Checksum of a page whose frame lies anywhere."""
     stable_level: Price
     """First level of a descent in the stable tree; level n costs n times as much, being colder."""
     unstable_level: Price
@@ -172,6 +172,8 @@ class Prices(Block):
     """Going to a guest's memory: its lock and its mappings, once for each guest and full scan."""
     free: Price
     """Freeing the item of a page that is gone."""
+    checksum_adjacent: Price
+    """Checksum of a page of memory that came as a huge page, split or not."""
     cow_break: Price
     """Copy on write, paid by the guest."""
     cold_caches: Factor

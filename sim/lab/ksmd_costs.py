@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from sim.columns import PAGE_BYTES
 from sim.lab.guest import Pattern
+from sim.lab.machine import THP
 from sim.lab.record import record
 from sim.lab.replay import observe, workload
 from sim.memory.pages import Int64
@@ -135,7 +136,18 @@ def trials() -> Iterator[Trial]:
         child = {"name": "child", "memory": parent["memory"], "fork_of": "guest", "start": "1100ms"}
         guests = [parent, child]
         yield _trial(f"forked-{pages}", 8, guests, pages_to_scan=2 * pages, sleep_millisecs=200, pattern="early")
+    if THP.is_dir():
+        yield from _in_huge_pages()
     yield from _mixtures()
+
+
+def _in_huge_pages() -> Iterator[Trial]:
+    """Guests whose frames lie one after the other."""
+    for pages, batch, scans in ((10_240, 1_000, 7), (40_960, 5_000, 6)):
+        guests = [_guest(own=pages)]
+        yield _trial(f"huge-{pages}-by-{batch}", scans, guests, pages_to_scan=batch, pattern="early", thp=True)
+    guests = [_guest(own=20_480), _guest(own=10_240, name="other") | {"huge_pages": "none"}]
+    yield _trial("huge-and-small", 6, guests, pages_to_scan=5_000, thp=True)
 
 
 def _mixtures() -> Iterator[Trial]:
@@ -174,8 +186,12 @@ def _size(pages: int) -> str:
     return f"{pages * PAGE_BYTES // 1024}KiB"
 
 
-def _trial(name: str, scans: int, vms: Sequence[Mapping[str, Any]], pattern: Pattern = "random", **ksm: int) -> Trial:
-    host = {"memory": "4GiB", "ksm": {"smart_scan": 0, **ksm}}
+def _trial(
+    name: str, scans: int, vms: Sequence[Mapping[str, Any]], pattern: Pattern = "random", thp: bool = False, **ksm: int
+) -> Trial:
+    # khugepaged sleeps all the time: it would take ksmd's caches.
+    large = {"enabled": "madvise", "khugepaged": {"scan_sleep_millisecs": 100_000}} if thp else {}
+    host = {"memory": "4GiB", "ksm": {"smart_scan": 0, **ksm}, "thp": large}
     return Trial(parse({"name": name, "duration": "12s", "hosts": [host], "vms": [*vms]}), pattern, scans)
 
 

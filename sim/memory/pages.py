@@ -38,8 +38,8 @@ HUGE_PAGES, THP_SPLIT, THP_FAULT, THP_FALLBACK, THP_COLLAPSE, RESERVED = range(1
 COUNTS = 22
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
-DIRTY, GUEST, LOOKED, HUGE = range(4)
-BLOCK_COLUMNS = 4
+DIRTY, GUEST, LOOKED, HUGE, ADJACENT = range(5)
+BLOCK_COLUMNS = 5
 CONTENT, MAPS, KIND = range(3)
 FRAME_COLUMNS = 3
 FIRST, PAGES, KEY, SINCE, ACTIVE, COPIES, THP = range(7)
@@ -70,7 +70,7 @@ class Memory(NamedTuple):
     writer: UInt8  # (pages,) class of random writes, 0 none
     block: Int64  # (blocks, BLOCK_COLUMNS) DIRTY changed since the scanner last summed it up, GUEST number,
     #               LOOKED activity time (ns) up to which random writes are in the contents, HUGE 1 while its pages are
-    #               one huge page: all private, in one 2 MiB frame
+    #               one huge page: all private, in one 2 MiB frame, ADJACENT 1 where its frames came as one
     frame: Int32  # (shared frames, FRAME_COLUMNS) CONTENT, MAPS mappings (of an unused entry the next one), KIND
     guest: Int64  # (guests, GUEST_COLUMNS) FIRST page, PAGES, KEY of its stream of writes, host time (ns) SINCE which
     #               the present activity level lasts, ACTIVE activity time (ns) then, COPIES on write, THP 1 if its
@@ -201,6 +201,7 @@ def fault_huge(m: Memory, block: int) -> bool:
         m.place[page] |= PRESENT
         m.held[page] = 0
     m.block[block, HUGE] = 1
+    m.block[block, ADJACENT] = 1
     m.counts[TOUCHED] += BLOCK
     m.counts[PRIVATE] += BLOCK
     m.counts[HUGE_PAGES] += 1
@@ -410,6 +411,7 @@ def collapse(m: Memory, block: int, now: int) -> None:
         m.held[page] = content
         m.counts[PRIVATE] += 1
     m.block[block, HUGE] = 1
+    m.block[block, ADJACENT] = 1
     m.block[block, DIRTY] = 1
     m.counts[HUGE_PAGES] += 1
     m.counts[THP_COLLAPSE] += 1

@@ -14,6 +14,7 @@ import numpy as np
 
 from sim.memory.compiled import compiled, inlined
 from sim.memory.pages import (
+    ADJACENT,
     ANON,
     BLOCK,
     CONTENT,
@@ -78,13 +79,13 @@ SMART_PROCESSED = (0, 1, 2, 3, 5, 8, 13)
 WORK = (
     "batch", "scan", "visit_ksm", "visit", "checksum", "stable_level", "unstable_level", "compare_byte", "item",
     "skip", "absent", "insert", "merge", "promote", "zero_merge", "attach", "dup", "node_level",
-    "slot", "free",
+    "slot", "free", "checksum_adjacent",
 )  # fmt: skip
 """What ksmd does, counted: each has a price (see cost/prices.py)."""
 (
     W_BATCH, W_SCAN, W_VISIT_KSM, W_VISIT, W_CHECKSUM, W_STABLE_LEVEL, W_UNSTABLE_LEVEL, W_COMPARE_BYTE, W_ITEM,
     W_SKIP, W_ABSENT, W_INSERT, W_MERGE, W_PROMOTE, W_ZERO_MERGE, W_ATTACH, W_DUP, W_NODE_LEVEL,
-    W_SLOT, W_FREE,
+    W_SLOT, W_FREE, W_CHECKSUM_ADJACENT,
 ) = range(len(WORK))  # fmt: skip
 MERGE_WORK = ("merge", "promote", "zero_merge", "attach")
 
@@ -168,6 +169,12 @@ def spend(k: Ksm, kind: int, times: int) -> None:
     """Count work and let it take its time."""
     k.n[DONE + kind] += times
     k.n[BATCH_PS] += times * k.n[PRICE + kind]
+
+
+@inlined
+def checksum_of(m: Memory, block: int) -> int:
+    """The kind of work that a checksum is in a block: frames that lie one after the other are read faster."""
+    return W_CHECKSUM_ADJACENT if m.block[block, ADJACENT] else W_CHECKSUM
 
 
 @inlined
@@ -706,7 +713,7 @@ def visit(m: Memory, k: Ksm, page: int) -> bool:
             merge_with_stable(m, k, page, frame)
             return False
     detach(m, k, page)
-    spend(k, W_CHECKSUM, 1)
+    spend(k, checksum_of(m, page // BLOCK), 1)
     if k.old[page] != content:
         k.old[page] = content
         return False
@@ -805,7 +812,7 @@ def settle(m: Memory, k: Ksm, block: int) -> None:
                 k.n[PAGES_UNSHARED] += 1
                 k.n[UNSTABLE_TREE] += 1
                 k.n[DONE + W_VISIT] += 1
-                k.n[DONE + W_CHECKSUM] += 1
+                k.n[DONE + checksum_of(m, block)] += 1
                 k.n[DONE + W_INSERT] += 1
             else:
                 flags = 0
@@ -845,7 +852,7 @@ def quiet_work(m: Memory, k: Ksm, block: int, inserted: int, skipped: int, times
         priced(k, W_VISIT_KSM, merged, times)
         + priced(k, W_NODE_LEVEL, merged * levels(k.n[NODES]), times)
         + priced(k, W_VISIT, inserted, times)
-        + priced(k, W_CHECKSUM, inserted, times)
+        + priced(k, checksum_of(m, block), inserted, times)
         + priced(k, W_INSERT, inserted, times)
         + priced(k, W_STABLE_LEVEL, (inserted + searches) * descent(stable), times)
         + priced(k, W_UNSTABLE_LEVEL, inserted * descent(unstable), times)

@@ -146,6 +146,7 @@ class Scanner:
         blocks = slice(first, first + blocks_of(pages))
         m.block[blocks, memory.GUEST] = guest
         m.block[blocks, memory.LOOKED] = 0
+        m.block[blocks, memory.ADJACENT] = 0
         m.writer[self.pages_of(guest)] = 0
         self.k.slot[guest, ksmd.DIFFERS_AT] = differs_at
         self.k.slot[guest, ksmd.TREE] = node % self._trees * self._contents
