@@ -77,6 +77,15 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(each) for each in arguments])
 
 
+def test_of_two_rows_for_one_scan_the_one_that_was_read_whole_counts() -> None:
+    columns = {"full_scans": [1, 2, 2, 3, 3], "proven": [True, False, True, True, False], "time_s": range(5)}
+
+    found = numbered(pd.DataFrame(columns))
+
+    assert found.index.tolist() == [(0, 1), (0, 2), (0, 3)]
+    assert found["time_s"].tolist() == [0, 2, 3]
+
+
 # --- comparing ---------------------------------------------------------------------------------------------------
 
 

@@ -125,9 +125,14 @@ class Comparison:
 
 
 def numbered(scans: pd.DataFrame) -> Scans:
-    """Scans by their number and how often it was set back before by run = 2."""
+    """Scans by their number and how often it was set back before by run = 2.
+
+    Of two rows for one scan, read while ksmd was between two, the one that was read whole counts.
+    """
     unmerges = (scans["full_scans"].diff() < 0).cumsum().rename(_INDEX[0])
-    return scans.set_index([unmerges, "full_scans"])
+    found = scans.set_index([unmerges, "full_scans"])
+    best = found.sort_values("proven", kind="stable") if "proven" in found else found
+    return best[~best.index.duplicated(keep="last")].sort_values("time_s", kind="stable")
 
 
 def compare(
