@@ -9,8 +9,7 @@ from typing import Final
 
 from sim.errors import UserError, suggestion
 from sim.lab.compare import read_recording, write_recording
-from sim.lab.replay import workload
-from sim.lab.trial import Trial, is_static, judge
+from sim.lab.trial import Trial, judge
 from sim.results.store import explained
 from sim.scenario import Scenario
 
@@ -27,7 +26,7 @@ def keep(trial: Trial, folder: Path) -> None:
 
 
 def kept(scenario: Scenario, folder: Path, exact: bool | None = None) -> Trial:
-    """Hold the simulator against a recording; *exact* where memory is static unless given.
+    """Hold the simulator against a recording; *exact*, where a single run was recorded unless given.
 
     Raises UserError where there is none.
     """
@@ -40,7 +39,7 @@ def kept(scenario: Scenario, folder: Path, exact: bool | None = None) -> Trial:
         runs = read_recording(file)
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{file}: not a recording: {error}") from error
-    return judge(scenario, runs, is_static(workload(scenario)) if exact is None else exact)
+    return judge(scenario, runs, len(runs) == 1 if exact is None else exact)
 
 
 def about(folder: Path | None) -> str:
