@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sim.errors import MachineError
-from sim.lab.compare import VAGUE, Comparison, Scans, compare, in_step, keeps_pace, numbered, pace
+from sim.lab.compare import LEAST, VAGUE, Comparison, Scans, compare, in_step, keeps_pace, numbered, pace
 from sim.lab.record import Disturbance, Level, Rate, Workload, Write
 from sim.lab.replay import first_host, replay, workload
 from sim.memory.pages import Int64
@@ -32,6 +32,7 @@ _DRAWS: Final = 5
 _LATE_NS: Final = 50_000_000
 """What guests may be late, in ns: those that write at the same moment share cores, and take their turns."""
 _WAITED: Final = 0.02
+_STOLEN: Final = 0.1
 
 
 class Busy(MachineError):
@@ -75,6 +76,11 @@ def live(
 
     measured = [_undisturbed(scenario, number, moments, tell(number)) for number in range(runs)]
     trial = judge(scenario, measured, exact)
+    if trial.comparison.expected < LEAST:
+        raise Busy(
+            f"{scenario.name}: ksmd ended {trial.comparison.expected} scans in time, which is too few to compare; "
+            "try again when less is running, or make the scenario longer"
+        )
     if not exact and trial.comparison.spread > VAGUE:
         raise Busy(
             f"{scenario.name}: this machine is too busy for a comparison, its own runs differ by "
@@ -126,7 +132,7 @@ def _undisturbed(scenario: Scenario, draw: int, moments: Sequence[float], progre
     for _ in range(ATTEMPTS):
         run = replay(scenario, progress, draw=draw)
         scans = numbered(run.scans.join(run.evidence))
-        reasons = [*disturbances(run.disturbance, scenario.duration)]
+        reasons = [*disturbances(run.disturbance, scenario.duration), *_stolen(scans, scenario.duration)]
         if not reasons and not _steps_with(scenario, scans, moments):
             reasons = ["ksmd was between other scans than planned when something happened"]
         if not reasons:
@@ -135,6 +141,13 @@ def _undisturbed(scenario: Scenario, draw: int, moments: Sequence[float], progre
         f"{scenario.name}: this machine is too busy for a comparison, {ATTEMPTS} runs were disturbed: "
         f"in the last one {' and '.join(reasons)}; try again when less is running"
     )
+
+
+def _stolen(scans: Scans, duration_ns: int) -> Iterator[str]:
+    """Whether the hypervisor gave ksmd's core to others for too long, in words."""
+    stolen_ns = float(scans["stolen_ns"].max())
+    if stolen_ns > _STOLEN * duration_ns:
+        yield f"the hypervisor took ksmd's core away for {stolen_ns / 1e6:.0f} ms"
 
 
 def _steps_with(scenario: Scenario, scans: Scans, moments: Sequence[float]) -> bool:

@@ -20,6 +20,9 @@ CHANGING = sorted(path.stem for path in (HERE / "cases/changing").glob("*.yaml")
 
 Source = Callable[[str], Trial]
 
+_too_busy: list[str] = []
+_MOST_IN_VAIN = 6
+
 
 @lru_cache
 def scenario(case: str) -> Scenario:
@@ -30,10 +33,16 @@ def scenario(case: str) -> Scenario:
 
 @lru_cache
 def on_this_machine(case: str) -> Trial:
-    """The case on this machine's kernel: one run that must be met exactly, or three that span a spread."""
+    """The case on this machine's kernel: one run that must be met exactly, or three that span a spread.
+
+    Each attempt on a busy machine takes its time, so after some cases in vain the others are not tried.
+    """
+    if len(_too_busy) >= _MOST_IN_VAIN:
+        pytest.skip(f"not tried: this machine was too busy for {', '.join(_too_busy)}")
     try:
         return live(scenario(case), exact=case in STATIC)
     except Busy as busy:
+        _too_busy.append(case)
         pytest.skip(str(busy))
 
 
