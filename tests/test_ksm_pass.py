@@ -292,7 +292,7 @@ def vanished(host):
     bits = memory.PRESENT | memory.MERGEABLE
     [pages] = np.nonzero(in_tree & (host.m.place & (bits | memory.ZERO) != bits))
     ranks = host.k.block[pages // BLOCK, ksmd.RANK] + pages % BLOCK
-    return sum(2_200_000 // (ranks + 2))
+    return sum(np.where(host.k.old[pages] == 0, 1_100_000, 2_200_000) // (ranks + 2))
 
 
 @settings(max_examples=200)

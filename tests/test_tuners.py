@@ -187,15 +187,18 @@ class Advisor:
 
 @pytest.fixture(scope="module")
 def advised():
-    """An eighth of the host of the advisor's patch in pages, and an eighth of its target time: the same speed."""
+    """An eighth of the host of the advisor's patch in pages, and a quarter of its target time: half the speed.
+
+    At the whole speed ksmd needs more than its 70 % of a core for these pages at the bundled prices.
+    """
     pages = 20_000_000 // 8
-    settings = {"smart_scan": 0, "advisor_mode": "scan-time", "advisor_target_scan_time": 200 // 8}
-    return run(guest("g", part("own", pages), pages=pages), memory="16GiB", duration="20min", ksm=settings)
+    settings = {"smart_scan": 0, "advisor_mode": "scan-time", "advisor_target_scan_time": 200 // 4}
+    return run(guest("g", part("own", pages), pages=pages), memory="16GiB", duration="40min", ksm=settings)
 
 
 def test_the_advisor_reaches_its_target_scan_time(advised):
     """Source: S. Roesch, KSM advisor v5, Dec 2023. Its moving average ends at 97 %, so scans take a little longer."""
-    assert advised.summary["scan_time_s"] == pytest.approx(25, rel=0.05)
+    assert advised.summary["scan_time_s"] == pytest.approx(50, rel=0.05)
     assert advised.summary["ksmd_cpu_percent_settled"] < 70
 
 
@@ -205,7 +208,7 @@ def test_the_advisor_begins_with_its_least_pages_to_scan(advised):
 
 def test_every_step_of_the_advisor_is_that_of_its_formulas(advised):
     """A full scan begins when ksmd wakes up after the one before: at HZ=250, 20 ms are 5 ticks and one more."""
-    advisor, pages, began = Advisor(target=25, most=30_000), 500, 0.0
+    advisor, pages, began = Advisor(target=50, most=30_000), 500, 0.0
     steps = []
     for row in advised.scans.itertuples():
         pages = advisor.advise(pages, int(row.time_s - began), row.ksmd_cpu_ns // 1_000_000)

@@ -71,6 +71,7 @@ def calibrate(name: str, quick: bool = False, tell: Tell | None = None) -> Calib
         others: dict[str, Any] = {"cow_break": memory_costs.cow_break(ksm)}
         with _optional(missing, "huge_pages"):
             tell(0.855, "huge pages")
+            _check_huge_pages()
             others["huge_pages"] = memory_costs.huge_pages(ksm)
         with _optional(missing, "page_faults and random_access"):
             others |= _memory(quick, tell)
@@ -140,13 +141,17 @@ def _known() -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _memory(quick: bool, tell: Tell) -> dict[str, Any]:
-    if not memory_costs.has_huge_pages():
-        raise MachineError("this machine's processes get no huge pages (transparent_hugepage/enabled is never)")
+    _check_huge_pages()
     tell(0.86, "page faults")
     faults = memory_costs.page_faults()
     tell(0.87, "random access")
     memory = min(available_bytes(), _QUICK_MEMORY) if quick else available_bytes()
     return {"page_faults": faults, "random_access": tuple(memory_costs.random_access(memory))}
+
+
+def _check_huge_pages() -> None:
+    if not memory_costs.has_huge_pages():
+        raise MachineError("this machine's processes get no huge pages (transparent_hugepage/enabled is never)")
 
 
 def _zram(tell: Tell) -> dict[str, Any]:

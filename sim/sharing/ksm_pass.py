@@ -380,7 +380,7 @@ def attach(m: Memory, k: Ksm, page: int, frame: int) -> None:
 
 
 @inlined
-def passers(m: Memory, k: Ksm, page: int) -> int:
+def passers(k: Ksm, page: int) -> int:
     """Millionths of the later searches that pass a page's node in the unstable tree.
 
     The earlier a node was put in the tree the nearer it is to the root: a search passes the i-th node of a tree of
@@ -388,7 +388,7 @@ def passers(m: Memory, k: Ksm, page: int) -> int:
     2.4 / i behind the first tenth, about 1 / i near the root. The page of zeros has the least of all keys, so that
     searches come to it from one side only: 1.1 / i in the mean of 48 trees with it in places 1 to 400.
     """
-    whole = 1_100_000 if m.held[page] == 0 else 2_200_000
+    whole = 1_100_000 if k.old[page] == 0 else 2_200_000
     return int(whole // (k.block[page // BLOCK, RANK] + page % BLOCK + 2))
 
 
@@ -416,7 +416,7 @@ def detach(m: Memory, k: Ksm, page: int) -> None:
         if (item & PARITY != 0) == (k.n[SCAN] & 1 != 0):
             k.n[UNSTABLE_TREE] -= 1
             if not in_place(m, page):
-                k.n[VANISHED] -= passers(m, k, page)
+                k.n[VANISHED] -= passers(k, page)
             kind = m.writer[page]
             if kind:
                 k.hot[kind, 1] -= k.hot[kind, 1] / k.hot[kind, 0]
@@ -537,7 +537,7 @@ def on_its_own(m: Memory, k: Ksm, page: int) -> bool:
         split_huge(m, block, moment(k))
         for other in range(block * BLOCK, block * BLOCK + BLOCK):
             if not m.place[other] & PRESENT and in_unstable_tree(m, k, other):
-                k.n[VANISHED] += passers(m, k, other)
+                k.n[VANISHED] += passers(k, other)
     return bool(m.place[page] & PRESENT)
 
 
@@ -650,7 +650,7 @@ def unstable_insert(m: Memory, k: Ksm, page: int) -> None:
     k.n[PAGES_UNSHARED] += 1
     k.n[UNSTABLE_TREE] += 1
     if not in_place(m, page):  # a split has just unmapped it
-        k.n[VANISHED] += passers(m, k, page)
+        k.n[VANISHED] += passers(k, page)
 
 
 @inlined
@@ -1311,7 +1311,7 @@ def note_writes(m: Memory, k: Ksm, first: int, pages: Int64) -> None:
         if in_unstable_tree(m, k, page):
             k.n[TREE_CHANGES] += 1
             if not in_place(m, page):
-                k.n[VANISHED] -= passers(m, k, page)
+                k.n[VANISHED] -= passers(k, page)
 
 
 @compiled
@@ -1320,7 +1320,7 @@ def unmap_pages(m: Memory, k: Ksm, first: int, pages: int) -> None:
     for page in range(first, first + pages):
         settle(m, k, page // BLOCK)
         if in_place(m, page) and in_unstable_tree(m, k, page):
-            k.n[VANISHED] += passers(m, k, page)
+            k.n[VANISHED] += passers(k, page)
     drop_pages(m, first, pages)
 
 
@@ -1419,7 +1419,7 @@ def advise_mergeable(m: Memory, k: Ksm, guest: int, first: int, pages: int, merg
             before = in_place(m, page)
             m.place[page] ^= MERGEABLE
             if in_unstable_tree(m, k, page):
-                k.n[VANISHED] += (before - in_place(m, page)) * passers(m, k, page)
+                k.n[VANISHED] += (before - in_place(m, page)) * passers(k, page)
             k.slot[guest, MERGEABLE_PAGES] += 1 if mergeable else -1
             m.block[page // BLOCK, DIRTY] = 1
 
