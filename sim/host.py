@@ -104,7 +104,8 @@ class Host(Block):
         if self.hugetlbfs and self.hugetlbfs.bytes >= self.memory:
             most = (self.memory - 1) // self.hugetlbfs.page_bytes
             said = f"{format_bytes(self.hugetlbfs.bytes)} of huge pages leave nothing of the host's memory"
-            faults.append(At("hugetlbfs.nr_hugepages", said, f"write at most {most}"))
+            remedy = f"write at most {most}" if most else "give the host more memory"
+            faults.append(At("hugetlbfs.nr_hugepages", said, remedy))
         if self.ksmtuned and self.mom:
             faults.append(At("mom", "ksmtuned and mom would fight over the same knobs", "keep one of them"))
         if faults:
