@@ -38,7 +38,7 @@ from sim.lab.guest import _Writer
 from sim.lab.record import Disturbance, Level, Rate, Setting
 from sim.lab.recordings import about, kept
 from sim.lab.replay import workload
-from sim.lab.trial import Busy, disturbances, is_static, judge, moments_s, simulate
+from sim.lab.trial import Busy, disturbances, is_static, judge, moments_s, simulate, visited
 from sim.results import partial, summarise
 from sim.run import run
 from sim.scenario import load, parse
@@ -226,6 +226,15 @@ def test_memory_is_static_where_nobody_writes() -> None:
     assert not is_static(workload(scenario(vm=burst)))
     assert not is_static(workload(scenario(parts=PARTS)))
     assert moments_s(workload(scenario(vm=burst))) == [1.0, 1.0]
+
+
+def test_where_ksmd_was_at_a_planned_moment_is_told_in_whole_batches() -> None:
+    """Batches of 100 pages some 110 ms apart; the scan of 812 pages ends with one of 12."""
+    burst = {"count": 1, "bursts": [{"part": "os", "at": "350ms"}, {"part": "os", "at": "1s"}]}
+    asked = scenario(vm=burst, ksm={"pages_to_scan": 100, "sleep_millisecs": 100})
+
+    assert visited(asked) == visited(asked, 2.5) == [400, 812 + 100]
+    assert visited(asked, 200.0) < visited(asked)
 
 
 def test_a_disturbed_run_is_known_by_its_own_evidence() -> None:

@@ -164,6 +164,7 @@ class Recording:
     `samples` has the counters every `sample_every_ns`, `scans` at the end of every full scan. `proven` marks a
     scan whose row was read whole before ksmd could move again; a number left out of `full_scans` is a missed scan.
     `stolen_ns` is time for which the hypervisor took ksmd's core away: scans end later, `ksmd_cpu_ns` is not larger.
+    `visited` has `pages_scanned` at each planned moment (`moments_ns`): where ksmd was when something happened.
     `deeds` tells when guests did what was planned, `farewells` how each guest ended that was born, by its name.
     Counters start at 0 at the start of the run.
     """
@@ -172,7 +173,15 @@ class Recording:
     scans: pd.DataFrame
     deeds: pd.DataFrame
     farewells: Mapping[str, Farewell]
+    visited: Sequence[int]
     disturbance: Disturbance
+
+
+def moments_ns(workload: Workload) -> list[int]:
+    """When something is planned to happen that one scan sees and the scan before does not, in order."""
+    times = [action.time_ns for action in workload.actions if not isinstance(action, Rate | Level)]
+    times += [moment for guest in workload.guests for moment in (guest.start_ns, guest.stop_ns) if moment]
+    return sorted(times)
 
 
 def record(workload: Workload, progress: Callable[[int], None] | None = None) -> Recording:
@@ -201,6 +210,7 @@ def record(workload: Workload, progress: Callable[[int], None] | None = None) ->
         scans=pd.DataFrame(watch.scans, columns=[*columns, "proven"]),
         deeds=deeds,
         farewells=farewells,
+        visited=watch.visited,
         disturbance=Disturbance(migrated, waited, _late_ns(deeds)),
     )
 
@@ -300,11 +310,13 @@ class _Watch:
     def __init__(self, ksm: Ksm, workload: Workload, progress: Callable[[int], None] | None) -> None:
         self.samples: list[_Row] = []
         self.scans: list[_Row] = []
+        self.visited: list[int] = []
         self._ksm = ksm
         self._workload = workload
         self._progress = progress
         settings = [action for action in workload.actions if isinstance(action, Setting)]
         self._settings = deque(sorted(settings, key=lambda setting: setting.time_ns))
+        self._moments = deque(moments_ns(workload))
         self._baseline = {name: ksm.counters()[name] for name in _SINCE_START}
         self._sleep_ns = 0
 
@@ -329,6 +341,9 @@ class _Watch:
             if now.scan > before.scan:
                 self._see_scan(before, now)
             before = now
+            while self._moments and self._moments[0] <= now.time_ns:
+                self._moments.popleft()
+                self.visited.append(self._count("pages_scanned"))
             ended = workload.until_scans is not None and now.scan >= workload.until_scans
             if ended or now.time_ns >= workload.duration_ns:
                 return

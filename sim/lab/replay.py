@@ -67,7 +67,8 @@ class Replay:
     """What the kernel did with a scenario, in the form of `sim.run.Result`; figures it does not tell are NaN.
 
     `evidence` has two columns for each row of `scans`: `proven`, the row was read whole before ksmd could move on, and
-    `stolen_ns`, time for which the hypervisor took ksmd's core away. `deeds` says when guests did what was planned.
+    `stolen_ns`, time for which the hypervisor took ksmd's core away. `deeds` says when guests did what was planned,
+    `visited` how many pages ksmd had visited at each planned moment.
     """
 
     scenario: Scenario
@@ -80,6 +81,7 @@ class Replay:
     verdicts: Sequence[Verdict]
     evidence: pd.DataFrame
     deeds: pd.DataFrame
+    visited: Sequence[int]
     disturbance: Disturbance
 
 
@@ -210,6 +212,7 @@ def _result(scenario: Scenario, plan: Workload, recording: Recording, took: Mapp
         [expectation.check(summary) for expectation in asked],
         recording.scans[["proven", "stolen_ns"]],
         recording.deeds,
+        recording.visited,
         recording.disturbance,
     )
 
