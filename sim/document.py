@@ -193,7 +193,14 @@ class _Dumper(yaml.SafeDumper):
         """Write shared values out in full."""
         return True
 
+    def text(self, data: str) -> yaml.ScalarNode:
+        """Write a text; PyYAML folds Unicode's line breaks away unless they are escaped in double quotes."""
+        style = '"' if _BREAKS.intersection(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
+
+_BREAKS: Final = frozenset("\x85\u2028\u2029")
+_Dumper.add_representer(str, _Dumper.text)
 for _name, (_pattern, _) in _SCALARS.items():
     if not _name.endswith("str"):
         for _class in (_Loader, _Dumper):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -276,6 +276,8 @@ PLAIN = st.recursive(
 )  # fmt: skip
 
 
+@example(value="\x85")
+@example(value="a\u2028b")
 @given(value=PLAIN)
 def test_dumped_data_reads_back_unchanged(value: object, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = written(tmp_path_factory.getbasetemp(), dump({"value": value}))

@@ -89,6 +89,12 @@ def live(
             f"{scenario.name}: this machine is too busy for a comparison, in {ATTEMPTS} runs ksmd was at other pages "
             "than planned when something happened; try again when less is running"
         )
+    faulty = bool(trial.comparison.counter_faults())
+    if not exact and faulty and not all(keeps_pace(trial.simulated[0], scans) for scans, _ in made):
+        raise Busy(
+            f"{scenario.name}: this machine is too busy for a comparison, its scans came at other times than its own "
+            "pace says, and saw other writes; try again when less is running"
+        )
     if trial.comparison.expected < LEAST:
         raise Busy(
             f"{scenario.name}: ksmd ended {trial.comparison.expected} scans in time, which is too few to compare; "
