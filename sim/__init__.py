@@ -7,7 +7,7 @@ The package in reading order; a file imports only from what stands above it.
     streams       one random stream per named thing
     document      strict YAML to checked blocks, with the place of every value
     columns       every table column and headline metric
-    memory/       pages, frames and contents; images; what guests write and when
+    memory/       pages, frames and contents; huge pages; images; what guests write and when
     sharing/      ways for equal pages to become one frame: KSM, and who tunes it
     cost/         counted work to CPU time
     host          one machine over time

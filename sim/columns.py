@@ -79,6 +79,7 @@ KSM_SETTINGS: tuple[Column, ...] = (
 VMSTAT_COUNTERS: tuple[Column, ...] = (
     _vmstat("thp_split_page", "count", "huge pages split, since the start"),
     _vmstat("thp_fault_alloc", "count", "huge pages allocated by a page fault, since the start"),
+    _vmstat("thp_fault_fallback", "count", "page faults that found no 2 MiB free for a huge page, since the start"),
     _vmstat("thp_collapse_alloc", "count", "huge pages allocated by khugepaged, since the start"),
     _vmstat("cow_ksm", "count", "writes that had to copy a KSM page, since the start"),
     _vmstat("pswpin", "pages", "pages read from swap, since the start"),

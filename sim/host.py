@@ -609,10 +609,11 @@ class Machine:
             self._note(None, "setting", f"{name} = {value}")
 
     def _collapse(self) -> Steps:
-        """khugepaged: sleeps, and works; what it does takes effect at once, and its time passes after it."""
+        """khugepaged: sleeps, a timer tick at least, and works; its work takes effect at once and its time after it."""
+        sleep = max(self.host.thp.khugepaged.scan_sleep_millisecs * MILLISECOND, SECOND // self.host.hz)
         while True:
-            yield self.env.timeout(self.host.thp.khugepaged.scan_sleep_millisecs * MILLISECOND or 1)
-            looked, made = self.khugepaged.wake(self.scanner.m, int(self.env.now))
+            yield self.env.timeout(sleep)
+            looked, made = self.scanner.wake_khugepaged(self.khugepaged, int(self.env.now))
             spent = round(looked * self.huge_prices.look.ns + made * self.huge_prices.collapse.ns)
             self.khugepaged_ns += spent
             yield self.env.timeout(spent)

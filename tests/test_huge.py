@@ -303,6 +303,26 @@ def test_a_run_reports_huge_pages_splits_and_collapses():
     assert (samples["mem_huge_bytes"] <= samples["mem_private_bytes"]).all()
 
 
+def test_khugepaged_that_need_not_sleep_waits_a_timer_tick_where_there_is_nothing_to_do():
+    """A guest that stops leaves it without memory; the run must end all the same."""
+    thp = {"enabled": "always", "khugepaged": {"scan_sleep_millisecs": 0}}
+    vm = {"name": "vm", "memory": "4MiB", "lifetime": "100ms"}
+    result = run(scenario(hosts=[{"memory": "64MiB", "thp": thp}], vms=[vm]))
+
+    assert result.samples["time_s"].iloc[-1] == 2.0
+    assert 0 < result.samples["khugepaged_cpu_ns"].iloc[-1] < 100e6
+
+
+def test_a_host_without_room_for_huge_pages_says_how_often():
+    thp = {"enabled": "always"}
+    vm = {"name": "vm", "memory": "4MiB", "image": {"parts": [{"name": "own", "size": "3MiB"}]}}
+    result = run(scenario(hosts=[{"memory": "3584KiB", "thp": thp}], vms=[vm]))
+
+    last = result.samples.iloc[-1]
+    assert (last["thp_fault_alloc"], last["oom_kills"]) == (1, 0)
+    assert last["thp_fault_fallback"] == 1  # the page table that the first one leaves asks for small pages
+
+
 def test_sampling_changes_nothing_with_huge_pages():
     fine, coarse = (run(scenario(sample_every=every)).scans for every in ("10ms", "1s"))
 

@@ -152,7 +152,7 @@ def compare(
     pages = _pages(measured[0])
     unit = np.array([PAGE_BYTES if name == "general_profit" else 1.0 for name in COUNTERS])
     slack = SLACK * pages * unit
-    slack[-1] = SLACK * high[:, -1].max(initial=0.0)
+    slack[COUNTERS.index(_SPLITS)] = SLACK * high[:, COUNTERS.index(_SPLITS)].max(initial=0.0)
     beyond = pd.DataFrame(error > (0.0 if exact else slack), common, COUNTERS)
     shown = ours[0].loc[common, list(COUNTERS)].where(beyond)
     last = common[-1:]

@@ -25,7 +25,6 @@ _NAP_S: Final = 200e-6
 _GUESTS_PRIORITY: Final = 1
 _WATCH_PRIORITY: Final = 2
 _NEVER_NS: Final = 1 << 62
-_WAKES: Final = ("scan_sleep_millisecs",)
 _SINCE_START: Final = ("pages_scanned", "pages_skipped", "ksmd_cpu_ns", "stolen_ns", *VMSTAT)
 
 
@@ -193,7 +192,8 @@ def record(workload: Workload, progress: Callable[[int], None] | None = None) ->
 
     with exclusive(workload.memory_bytes()) as ksm, _apart(ksm), contextlib.closing(GuestServer(ksm.token)) as server:
         ksm.reset(**{name: value for name, value in workload.ksm.items() if name != "run"})
-        ksm.set_thp(**workload.thp)
+        if workload.thp:
+            ksm.set_thp(**workload.thp)
         crew = _Crew(workload, server)
         start_ns = time.monotonic_ns() + _LEAD_NS
         crew.begin(start_ns)
@@ -327,8 +327,8 @@ class _Watch:
         time.sleep(max(0, start_ns - time.monotonic_ns()) / 1e9)
         with _at_once(_WATCH_PRIORITY):
             before = self._poll()
-            # Writing how long khugepaged sleeps wakes it: it starts to count here.
-            self._ksm.set_thp(**{name: value for name, value in self._workload.thp.items() if name in _WAKES})
+            if self._workload.thp:  # writing how long khugepaged sleeps wakes it: it starts to count here
+                self._ksm.set_thp(scan_sleep_millisecs=self._workload.thp["scan_sleep_millisecs"])
             self._write(Setting(0, "run", self._workload.ksm.get("run", 1)))
             self._watch(before)
         self.samples.append(self._row(self._now_ns()))

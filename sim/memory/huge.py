@@ -27,8 +27,6 @@ class Khugepaged(Block):
     """Most pages of an area that may be untouched; they cost memory from then on."""
     max_ptes_shared: int = Field(default=256, ge=0, le=511)
     """Most pages of an area that may be shared, by KSM or by a fork; they are copied and shared no more."""
-    max_ptes_swap: int = Field(default=64, ge=0, le=511)
-    """Most pages of an area that may be in swap; they are read back."""
 
 
 class Thp(Block):

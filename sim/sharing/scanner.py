@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.memory import pages as memory
+from sim.memory.huge import Daemon
 from sim.memory.pages import BLOCK, Float64, Int32, Int64, Memory, UInt8
 from sim.sharing import ksm_pass as ksmd
 from sim.sharing.kernels import Kernel
@@ -159,6 +160,10 @@ class Scanner:
     def reserve(self, pages: int) -> None:
         """Set so many frames aside, or hand them back."""
         self.m.counts[memory.RESERVED] += pages
+
+    def wake_khugepaged(self, daemon: Daemon, now: int) -> tuple[int, int]:
+        """Let khugepaged work once. Returns blocks looked at, and huge pages made."""
+        return daemon.wake(self.m, now)
 
     def fill(self, guest: int, contents: Int32) -> None:
         """Touch the guest's pages for the first time. Raises OutOfFrames."""
@@ -436,6 +441,7 @@ def columns_of(log: Int64) -> dict[str, Int64]:
         "cow_ksm": count(memory.COW_KSM),
         "thp_split_page": count(memory.THP_SPLIT),
         "thp_fault_alloc": count(memory.THP_FAULT),
+        "thp_fault_fallback": count(memory.THP_FALLBACK),
         "thp_collapse_alloc": count(memory.THP_COLLAPSE),
         "mem_huge_bytes": count(memory.HUGE_PAGES) * memory.PAGE_BYTES * BLOCK,
         "mem_touched_bytes": count(memory.TOUCHED) * memory.PAGE_BYTES,
