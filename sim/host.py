@@ -14,9 +14,12 @@ from sim.columns import PAGE_BYTES
 from sim.cost import prices as price_sets
 from sim.cost.prices import Prices
 from sim.errors import At, Several
+from sim.memory.access import by_activity, groups, numbered
 from sim.memory.guest import Advice, Burst, Vm
 from sim.memory.huge import Daemon, Hugetlbfs, Thp
 from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
+from sim.reclaim.swap import Swap
+from sim.reclaim.watermarks import Watermarks
 from sim.sharing.kernels import KERNELS, Kernel, kernel
 from sim.sharing.ksm import Ksm, KsmChange
 from sim.sharing.tuners import Choice, Ksmtuned, Mom, Usage
@@ -26,7 +29,7 @@ from sim.units import MILLISECOND, SECOND, Block, Bytes, Name, format_bytes
 if TYPE_CHECKING:
     import simpy
 
-    from sim.memory.pages import Int32, Int64, UInt8
+    from sim.memory.pages import Int32, Int64, UInt16
     from sim.sharing.scanner import Scanner
 
 Steps = Generator[Any, Any, None]
@@ -62,6 +65,10 @@ class Host(Block):
     """Transparent huge pages."""
     hugetlbfs: Hugetlbfs | None = None
     """Huge pages set aside for guests backed by hugetlbfs."""
+    swap: Swap | None = None
+    """Where pages go when memory is short; nowhere unless given."""
+    watermarks: Watermarks = Watermarks()
+    """When the host reclaims memory and how."""
     ksmtuned: Ksmtuned | None = None
     """Let ksmtuned turn KSM's knobs."""
     mom: Mom | None = None
@@ -220,19 +227,21 @@ class Machine:
         self.running = 0
         self.space = ContentSpace()
         self.captures = self._load_captures()
-        self.layouts: dict[str, dict[str, PageNumbers]] = {}
+        self.layouts: dict[str, Mapping[str, PageNumbers]] = {}
         self.khugepaged = Daemon(host.thp.khugepaged)
         self.khugepaged_ns = 0
         self.hugetlb_taken = 0
-        self.classes: dict[tuple[float, str], int] = {}
-        writes = self._write_classes()
+        own = {guest.vm.name: guest.vm for guest in self.guests if not guest.vm.fork_of}.values()
+        kinds = (group.kind for vm in own for group in groups(vm.content, self._places_of(vm)))
+        self.classes = numbered(kinds)
+        rates = self._access_table()
         contents = self._reserve_contents()
         self.scanner: Scanner = (make_scanner or Scanner)(
             host.ksm, self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=self._most_pages(),
             guests=len(self.guests), contents=contents, work_ps=self._work_prices(),
             split_ps=round(self.huge_prices.split.ns * 1000),
             trees=1 if host.ksm.merge_across_nodes else host.numa_nodes,
-            cold_milli=round(self.prices.cold_caches.factor * 1000), writes=writes, key=key(seed, "host", name),
+            cold_milli=round(self.prices.cold_caches.factor * 1000), rates=rates, key=key(seed, "host", name),
         )  # fmt: skip
 
     def _node_of(self, each: Assignment, index: int) -> int:
@@ -252,24 +261,33 @@ class Machine:
             self.space.data_set(name, most)
         return captures
 
-    def _write_classes(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        from sim.memory.pages import LOWEST, RATE, SPAN, WRITE_CLASSES, WRITE_COLUMNS
+    def _access_table(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """What `Memory.rates` says of each class of accesses."""
+        from sim.memory.pages import ACCESS_COLUMNS, LOOP_FIRST, LOOP_PAGES, LOWEST, PERIOD, READS, SPAN, WRITES
 
-        table = np.zeros((WRITE_CLASSES, WRITE_COLUMNS))
-        for vm in {guest.vm.name: guest.vm for guest in self.guests}.values():
-            image = vm.content
-            for part in image.parts if isinstance(image, Synthetic) and not vm.fork_of else ():
-                for rate in part.writes.rates() if part.writes else ():
-                    if rate > 0 and part.writes and (rate, part.writes.leaves) not in self.classes:
-                        self.classes[rate, part.writes.leaves] = len(self.classes) + 1
-        for (rate, leaves), number in self.classes.items():
-            table[number, RATE] = rate / SECOND
-            if leaves == "zero":
+        table = np.zeros((len(self.classes) + 1, ACCESS_COLUMNS))
+        for kind, number in self.classes.items():
+            table[number, [WRITES, READS]] = kind.writes / SECOND, kind.reads / SECOND
+            table[number, [PERIOD, LOOP_FIRST, LOOP_PAGES]] = kind.period, kind.first, kind.pages
+            if kind.leaves == "zero":
                 table[number, SPAN] = 1
-            elif leaves != "unique":
-                contents = self.space.pool(leaves, self._pool_sizes().get(leaves, 1))
-                table[number, LOWEST], table[number, SPAN] = contents[0], len(contents)
+            elif kind.leaves != "unique":
+                contents = self.space.pool(kind.leaves, self._pool_sizes().get(kind.leaves, 1))
+                table[number, [LOWEST, SPAN]] = contents[0], len(contents)
         return table
+
+    def _places_of(self, vm: Vm) -> Mapping[str, PageNumbers]:
+        """The pages of each part of the image of a kind of guest."""
+        if vm.name not in self.layouts:
+            image = vm.content
+            if isinstance(image, Captured):
+                capture = self.captures[image.path]
+                changes = [pages for _, pages, _ in capture.changes]
+                touched = np.unique(np.concatenate([np.flatnonzero(capture.first != UNTOUCHED), *changes]))
+                self.layouts[vm.name] = {"": by_activity(changes, touched)} if image.reads else {}
+            else:
+                self.layouts[vm.name] = dict(image.layout(vm.memory, self.seed, vm.name))
+        return self.layouts[vm.name]
 
     def _pool_sizes(self) -> dict[str, int]:
         sizes: dict[str, int] = {}
@@ -413,8 +431,8 @@ class Machine:
             guest.places, guest.expected_writes = parent.places, parent.expected_writes
             self.space.count = self.scanner.fork(parent.index, guest.index, self.space.count, now)
             return True
-        contents, writers = self._image_of(guest)
-        self.scanner.set_writers(guest.index, writers)
+        contents, accesses = self._image_of(guest)
+        self.scanner.set_accesses(guest.index, accesses)
         if vm.huge_pages == "hugetlbfs":
             contents[contents == UNTOUCHED] = 0
         elif vm.mergeable:
@@ -440,26 +458,21 @@ class Machine:
             return None
         return next((each for each in self.guests if each.vm.name == guest.vm.fork_of and each.running), None)
 
-    def _image_of(self, guest: Guest) -> tuple[Int32, UInt8]:
-        """What the guest's pages hold at its start, and the class of random writes of each."""
+    def _image_of(self, guest: Guest) -> tuple[Int32, UInt16]:
+        """What the guest's pages hold at its start, and the class of random accesses of each."""
         vm, image = guest.vm, guest.vm.content
-        writers = np.zeros(vm.pages, np.uint8)
+        accesses = np.zeros(vm.pages, np.uint16)
+        places = self._places_of(vm)
+        for group in groups(image, places):
+            accesses[group.where] = self.classes[group.kind]
+            guest.expected_writes += len(group.where) * group.kind.writes
         if isinstance(image, Captured):
             capture = self.captures[image.path]
             contents = np.full(vm.pages, UNTOUCHED, np.int32)
             contents[: len(capture.first)] = self._captured_contents(guest, image, capture.first, OWN)
-            return contents, writers
-        if vm.name not in self.layouts:
-            self.layouts[vm.name] = dict(image.layout(vm.memory, self.seed, vm.name))
-        guest.places = self.layouts[vm.name]
-        for part in image.parts:
-            if part.writes:
-                where = guest.places[part.name]
-                hot = round(len(where) * part.writes.hot)
-                for pages, rate in zip((where[:hot], where[hot:]), part.writes.rates(), strict=True):
-                    writers[pages] = self.classes.get((rate, part.writes.leaves), 0)
-                guest.expected_writes += len(where) * part.writes.rate
-        return image.contents(vm.memory, guest.places, self.space), writers
+            return contents, accesses
+        guest.places = dict(places)
+        return image.contents(vm.memory, guest.places, self.space), accesses
 
     def _captured_contents(self, guest: Guest, image: Captured, captured: Int64, own: int) -> Int32:
         """Contents of a capture as this host numbers them; *own* for the pages in which this copy differs."""

@@ -20,6 +20,7 @@ KSM_COUNTERS = {
     "stable_node_dups": ksmd.DUPS,
     "items": ksmd.ITEMS,
 }
+CLASSES = 256
 MEMORY_COUNTS = {
     "ksm_zero_pages": memory.KSM_ZERO,
     "metadata": memory.METADATA,
@@ -38,12 +39,12 @@ def empty_memory(*, pages: int, guests: int, frames: int, due: int = 64) -> Memo
     m = Memory(
         place=np.zeros(blocks * BLOCK, np.uint8),
         held=np.zeros(blocks * BLOCK, np.int32),
-        writer=np.zeros(blocks * BLOCK, np.uint8),
+        accesses=np.zeros(blocks * BLOCK, np.uint16),
         block=np.zeros((blocks, memory.BLOCK_COLUMNS), np.int64),
         frame=np.zeros((blocks * BLOCK + ksmd.ROOM, memory.FRAME_COLUMNS), np.int32),
         guest=np.zeros((guests, memory.GUEST_COLUMNS), np.int64),
         level=np.ones(guests),
-        writes=np.zeros((memory.WRITE_CLASSES, memory.WRITE_COLUMNS)),
+        rates=np.zeros((CLASSES, memory.ACCESS_COLUMNS)),
         due=np.zeros((due, memory.DUE_COLUMNS), np.int64),
         counts=np.zeros(memory.COUNTS, np.int64),
     )
@@ -64,7 +65,7 @@ def idle_ksm(m: Memory, *, contents: int, chains: int = 1000, rows: int = 4000) 
         chain=np.zeros((chains, ksmd.CHAIN_COLUMNS), np.int64),
         block=np.zeros((len(m.block), ksmd.QUIET_COLUMNS), np.int64),
         slot=np.zeros((guests + 1, ksmd.SLOT_COLUMNS), np.int64),
-        hot=np.zeros((memory.WRITE_CLASSES, 2)),
+        hot=np.zeros((CLASSES, 2)),
         smart=np.zeros((2, ksmd.SMART_VISITS), np.uint8),
         n=np.zeros(ksmd.NUMBERS, np.int64),
         log=np.zeros((rows, ksmd.SNAPSHOT + ksmd.COUNTERS + memory.COUNTS), np.int64),

@@ -328,12 +328,12 @@ def busy_host(seed, pages_to_scan, smart_scan):
     host.k.n[[ksmd.COLD, ksmd.MISROUTES, ksmd.KEY]] = 200, 1, seed
     host.k.n[ksmd.PAGES_TO_SCAN] = pages_to_scan
     for number, (rate, lowest, span) in enumerate(CLASSES):
-        host.m.writes[number] = rate / SECOND, lowest, span
+        host.m.rates[number, [memory.WRITES, memory.LOWEST, memory.SPAN]] = rate / SECOND, lowest, span
     draw = np.random.default_rng(seed)
     for _ in range(3):
         pages = int(draw.integers(200, 900))
         guest = host.start(draw.integers(0, 40, pages).tolist())
-        host.m.writer[host.span(guest)] = draw.choice(len(CLASSES), pages, p=[0.7, 0.1, 0.1, 0.1])
+        host.m.accesses[host.span(guest)] = draw.choice(len(CLASSES), pages, p=[0.7, 0.1, 0.1, 0.1])
     return host
 
 
@@ -771,7 +771,7 @@ def test_pages_that_come_back_before_they_are_looked_for_stop_no_search():
 @given(st.integers(1, 5000), st.floats(0.01, 50), st.floats(0.001, 2))
 def test_the_nodes_above_a_page_had_all_the_time_since_it_was_put_there_to_change(nodes, rate, seconds):
     host = Machine()
-    host.m.writes[1, memory.RATE] = rate / SECOND
+    host.m.rates[1, memory.WRITES] = rate / SECOND
     host.k.hot[1] = nodes, nodes
     host.k.n[ksmd.UNSTABLE_TREE] = 2 * nodes
     host.k.block[3, ksmd.ENTERED] = SECOND
@@ -784,10 +784,10 @@ def test_a_page_that_was_written_at_random_since_it_was_put_in_the_tree_is_not_m
     host = Machine(smart_scan=False)
     writer = host.start([*range(1, 301)])
     host.start([*range(1, 301)])
-    host.m.writer[host.span(writer)] = 1
+    host.m.accesses[host.span(writer)] = 1
     host.scan(1)
     host.batch(300)
-    host.m.writes[1, memory.RATE] = 1.0
+    host.m.rates[1, memory.WRITES] = 1.0
 
     assert columns(host.scan(1), *PAGE_COUNTERS) == [(0, 0, 600, 0)]
 

@@ -163,8 +163,8 @@ def test_entries_for_shared_frames_are_used_again():
 def written_at_random(pages, *, rate, lowest=0, span=0, due=0):
     """A guest whose pages hold 1000 and are written so often a second each."""
     m = one_guest([1000] * pages, due=due or 64)
-    m.writer[:pages] = WRITTEN
-    m.writes[WRITTEN] = rate / SECOND, lowest, span
+    m.accesses[:pages] = WRITTEN
+    m.rates[WRITTEN, [memory.WRITES, memory.LOWEST, memory.SPAN]] = rate / SECOND, lowest, span
     return m
 
 

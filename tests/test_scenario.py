@@ -111,9 +111,7 @@ WORDS = st.sampled_from(
      "child", "rack-1", "6.8", "2.6.32", "unique", "zero", "guest.npz", "oom_kills == 0", "scan-time", "99999999999d",
      "\0", "é" * 200]
 )  # fmt: skip
-SCALARS = (
-    WORDS | st.none() | st.booleans() | st.integers(-5, 300) | st.integers() | st.floats() | st.text(max_size=8)
-)
+SCALARS = WORDS | st.none() | st.booleans() | st.integers(-5, 300) | st.integers() | st.floats() | st.text(max_size=8)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | WORDS, inner, max_size=3),

@@ -32,7 +32,7 @@ from sim.lab.record import (
     record,
 )
 from sim.memory.huge import Thp
-from sim.memory.pages import LOWEST, NEVER, RATE, SPAN, Int32, Int64, UInt8
+from sim.memory.pages import LOWEST, NEVER, SPAN, WRITES, Int32, Int64, UInt16
 from sim.run import Progress, package_version
 from sim.sharing.kernels import kernel
 from sim.sharing.ksm import Ksm
@@ -287,7 +287,7 @@ class _Life:
     parent: int | None = None
     keys: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
     present: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
-    writers: UInt8 = field(default_factory=lambda: np.empty(0, np.uint8))
+    accesses: UInt16 = field(default_factory=lambda: np.empty(0, np.uint16))
     huge_pages: bool = False
 
     def guest(self, names: list[str]) -> Guest:
@@ -317,10 +317,11 @@ class _Tape(Scanner):
         for time_ns, guest, first, count, mergeable in self._noted_advice:
             yield Madvise(time_ns, names[guest], first, count, "MERGEABLE" if mergeable else "UNMERGEABLE")
         yield from self._noted_settings
-        classes = ((life, kind) for life in self.lives.values() for kind in np.unique(life.writers) if kind)
+        classes = ((life, kind) for life in self.lives.values() for kind in np.unique(life.accesses)
+                   if self.m.rates[kind, WRITES])  # fmt: skip
         for seed, (life, kind) in enumerate(classes, start=draw * _DRAWS + 1):
-            rate = float(self.m.writes[kind, RATE]) * SECOND
-            yield Rate(names[life.index], np.flatnonzero(life.writers == kind), rate, seed, self._choices(kind))
+            rate = float(self.m.rates[kind, WRITES]) * SECOND
+            yield Rate(names[life.index], np.flatnonzero(life.accesses == kind), rate, seed, self._choices(kind))
         for life in self.lives.values():
             if life.level != 1.0:
                 yield Level(life.start, names[life.index], life.level)
@@ -329,7 +330,7 @@ class _Tape(Scanner):
 
     def _choices(self, kind: int) -> Keys:
         """What a class of random writes leaves; none for contents that nobody else has."""
-        lowest, span = (int(each) for each in self.m.writes[kind, [LOWEST, SPAN]])
+        lowest, span = (int(each) for each in self.m.rates[kind, [LOWEST, SPAN]])
         return self._keys(np.arange(lowest, lowest + span, dtype=np.int32))
 
     def advance(self, horizon: int) -> Iterator[Int64]:
@@ -347,10 +348,10 @@ class _Tape(Scanner):
         self._noted_levels.append((now, guest, level))
         super().change_activity(guest, now, level)
 
-    def set_writers(self, guest: int, writers: UInt8) -> None:
-        """Pages get random writes."""
-        self.lives[guest].writers = writers
-        super().set_writers(guest, writers)
+    def set_accesses(self, guest: int, accesses: UInt16) -> None:
+        """Pages get random accesses."""
+        self.lives[guest].accesses = accesses
+        super().set_accesses(guest, accesses)
 
     def fill(self, guest: int, contents: Int32) -> None:
         """A guest has its first contents."""
@@ -361,7 +362,7 @@ class _Tape(Scanner):
     def fork(self, parent: int, child: int, next_content: int, now: int) -> int:
         """A guest is a copy of another."""
         life = self.lives[child]
-        life.parent, life.mergeable, life.writers = parent, True, self.lives[parent].writers
+        life.parent, life.mergeable, life.accesses = parent, True, self.lives[parent].accesses
         return super().fork(parent, child, next_content, now)
 
     def write(self, guest: int, pages: Int64, contents: Int32) -> None:

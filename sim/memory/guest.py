@@ -88,6 +88,14 @@ class Vm(Block):
     huge_pages: Literal["madvise", "none", "hugetlbfs"] = "madvise"
     """Ask for transparent huge pages, as QEMU does for its guests; do not; or take pages of the host's hugetlbfs: all
     of the memory from the start, and never for KSM."""
+    memory_limit: Bytes | None = Field(default=None, gt=0)
+    """Limit of the guest's memory cgroup (memory.max): what is more is reclaimed, by the guest itself."""
+    vcpus: int = Field(default=1, ge=1, le=4096)
+    """Virtual processors: one of them waits for a page that must be read, the others go on."""
+    load: Share = 0.0
+    """Share of its time for which the guest runs on a processor when it does not wait for memory (for PSI `full`)."""
+    oom_score_adj: int = Field(default=0, ge=-1000, le=1000)
+    """Thousandths of the host's memory to add to the guest's size when a guest must be killed; -1000 never."""
     differs_at: Bytes = Field(default=0, le=PAGE_BYTES)
     """How many bytes at their start two different pages of these guests have in common: what ksmd compares in vain."""
     activity: Activity | None = None

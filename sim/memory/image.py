@@ -116,13 +116,43 @@ class ContentSpace:
         return self._data_sets[name]
 
 
-class Writes(Block):
-    """Random writes to the pages of a part: each page is a Poisson process of its own."""
+class Accesses(Block):
+    """Random accesses to the pages of a part; each page is a Poisson process of its own."""
 
     rate: Rate
-    """Writes per page, on average over the part."""
+    """Accesses per page, on average over the part."""
     hot: Share = 1.0
-    """Share of the part's pages that is hot."""
+    """Share of the part's pages that is hot: the first ones."""
+    zipf: float | None = Field(default=None, gt=0, le=4)
+    """Exponent s: page number n of the part gets its accesses in proportion to n^-s; instead of hot pages."""
+
+    def _faults(self, hot_name: str, hot_share: float) -> Iterator[At]:
+        """What is wrong with the share *hot_share*, called *hot_name*, of accesses that go to the hot pages."""
+        if self.zipf is not None and (self.hot < 1 or hot_share < 1):
+            yield At("zipf", "the exponent says which pages are hot", f"remove hot and {hot_name}, or zipf")
+        elif self.hot == 0 and hot_share > 0:
+            yield At(
+                "hot", f"no page is hot, but hot pages get {hot_name.removeprefix('hot_')}", f"set {hot_name} to 0%"
+            )
+        elif self.hot == 1 and hot_share < 1:
+            others = hot_name.removeprefix("hot_")
+            yield At(hot_name, f"every page is hot, so no page is left for the other {others}", "set hot below 100%")
+
+    def _pieces(self, pages: int, hot_share: float) -> list[tuple[int, float]]:
+        """For *pages* pages in their order: up to which page a rate (per second and page) holds, and the rate."""
+        if self.zipf is not None:
+            return _zipf_pieces(pages, self.rate, self.zipf)
+        hot = round(pages * self.hot)
+        hot_rate = self.rate * hot_share / self.hot if self.hot else 0.0
+        cold_rate = self.rate * (1 - hot_share) / (1 - self.hot) if self.hot < 1 else 0.0
+        if hot in (0, pages):
+            return [(pages, hot_rate if hot else cold_rate)]
+        return [(hot, hot_rate), (pages, cold_rate)]
+
+
+class Writes(Accesses):
+    """Random writes to the pages of a part: each page is a Poisson process of its own."""
+
     hot_writes: Share = 1.0
     """Share of all writes that goes to the hot pages."""
     leaves: str = "unique"
@@ -130,17 +160,45 @@ class Writes(Block):
 
     @model_validator(mode="after")
     def _some_page_is_hot(self) -> Writes:
-        if self.hot == 0 and self.hot_writes > 0:
-            raise At("hot", "no page is hot, but hot pages get writes", "set hot_writes to 0%")
-        if self.hot == 1 and self.hot_writes < 1:
-            raise At("hot_writes", "every page is hot, so no page is left for the other writes", "set hot below 100%")
+        if faults := list(self._faults("hot_writes", self.hot_writes)):
+            raise Several(*faults)
         return self
 
-    def rates(self) -> tuple[float, float]:
-        """Writes per second of a hot page and of a cold one."""
-        hot = self.rate * self.hot_writes / self.hot if self.hot else 0.0
-        cold = self.rate * (1 - self.hot_writes) / (1 - self.hot) if self.hot < 1 else 0.0
-        return hot, cold
+    def pieces(self, pages: int) -> list[tuple[int, float]]:
+        """For *pages* pages in their order: up to which page a rate (per second and page) holds, and the rate."""
+        return self._pieces(pages, self.hot_writes)
+
+
+class Reads(Accesses):
+    """Accesses that change nothing: they keep pages in memory, bring them back from swap, and use the TLB."""
+
+    hot_reads: Share = 1.0
+    """Share of all reads that goes to the hot pages."""
+    order: Literal["random", "loop"] = "random"
+    """Each page by itself, or one page after the other from the first to the last and again."""
+
+    @model_validator(mode="after")
+    def _some_page_is_hot(self) -> Reads:
+        faults = list(self._faults("hot_reads", self.hot_reads))
+        if self.order == "loop" and (self.zipf is not None or self.hot < 1):
+            faults.append(At("order", "a loop visits every page equally often", "remove hot and zipf, or the order"))
+        if faults:
+            raise Several(*faults)
+        return self
+
+    def pieces(self, pages: int) -> list[tuple[int, float]]:
+        """For *pages* pages in their order: up to which page a rate (per second and page) holds, and the rate."""
+        return self._pieces(pages, self.hot_reads)
+
+
+def _zipf_pieces(pages: int, rate: float, exponent: float) -> list[tuple[int, float]]:
+    """Rates that fall with the page's number, each the mean of a piece; ten pieces a factor of ten in number."""
+    weights = np.cumsum(np.arange(1.0, pages + 1) ** -exponent)
+    steps = np.round(10 ** (np.arange(10 * math.log10(max(pages, 1)) + 1) / 10)).astype(int)
+    ends = np.unique(np.minimum(np.append(steps, pages), pages))
+    sums = np.diff(weights[ends - 1], prepend=0.0)
+    rates = rate * pages * sums / weights[-1] / np.diff(ends, prepend=0)
+    return list(zip(ends.tolist(), rates.tolist(), strict=True))
 
 
 class Part(Block):
@@ -162,14 +220,19 @@ class Part(Block):
     """Length of the pieces in which the part lies about in the guest's memory; 0 keeps it in one piece."""
     writes: Writes | None = None
     """Random writes."""
+    reads: Reads | None = None
+    """Accesses that change nothing."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Part:
         kinds = [name for name in ("pool", "duplicates", "zero", "untouched") if getattr(self, name)]
         if len(kinds) > 1:
             raise At(kinds[1], f"a part is either {' or '.join(kinds)}", "keep one of them")
-        if self.untouched and self.writes:
-            raise At("writes", "random writes need pages that were touched", "use a burst to touch memory later")
+        for kind in ("writes", "reads"):
+            if self.untouched and getattr(self, kind):
+                raise At(kind, f"random {kind} need pages that were touched", "use a burst to touch memory later")
+        if self.reads and self.reads.order == "loop" and self.run:
+            raise At("reads.order", "a loop needs the part in one piece", "remove run")
         if self.run % PAGE_BYTES:
             raise At("run", "must be whole pages of 4KiB", f"write {format_bytes(-(-self.run // PAGE_BYTES) * 4096)}")
         return self
@@ -258,6 +321,8 @@ class Captured(Block):
     """Share of the touched pages that differ in every copy of the guest."""
     data_set: str | None = None
     """Files of one data set number contents alike; unless given what the file says of itself, else its folder."""
+    reads: Reads | None = None
+    """Accesses that change nothing, to all pages; the first pages, the hottest ones, are those that change most."""
 
     _folder: Path = PrivateAttr(default=Path())
 

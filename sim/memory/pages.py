@@ -44,16 +44,16 @@ CONTENT, MAPS, KIND = range(3)
 FRAME_COLUMNS = 3
 FIRST, PAGES, KEY, SINCE, ACTIVE, COPIES, THP = range(7)
 GUEST_COLUMNS = 7
-RATE, LOWEST, SPAN = range(3)
-WRITE_COLUMNS = 3
+WRITES, READS, PERIOD, LOOP_FIRST, LOOP_PAGES, LOWEST, SPAN = range(7)
+ACCESS_COLUMNS = 7
 TIME, ACTIVE_TIME, PAGE = range(3)
 DUE_COLUMNS = 3
 
-WRITE_CLASSES = 256
 END_OF_TIME = 1 << 62
 OK, NO_FRAME = 0, 1
 
 UInt8 = npt.NDArray[np.uint8]
+UInt16 = npt.NDArray[np.uint16]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
@@ -67,7 +67,7 @@ class Memory(NamedTuple):
 
     place: UInt8  # (pages,) bits PRESENT MERGEABLE SHARED ZERO DUE
     held: Int32  # (pages,) content of a private page, frame number of a shared one
-    writer: UInt8  # (pages,) class of random writes, 0 none
+    accesses: UInt16  # (pages,) class of random accesses, 0 none
     block: Int64  # (blocks, BLOCK_COLUMNS) DIRTY changed since the scanner last summed it up, GUEST number,
     #               LOOKED activity time (ns) up to which random writes are in the contents, HUGE 1 while its pages are
     #               one huge page: all private, in one 2 MiB frame, ADJACENT 1 where its frames came as one
@@ -76,8 +76,10 @@ class Memory(NamedTuple):
     #               the present activity level lasts, ACTIVE activity time (ns) then, COPIES on write, THP 1 if its
     #               page faults ask for huge pages
     level: Float64  # (guests,) activity time per host time
-    writes: Float64  # (WRITE_CLASSES, WRITE_COLUMNS) RATE per ns of activity time and page, LOWEST content left,
-    #                  SPAN number of such contents (0: a fresh one each time)
+    rates: Float64  # (classes, ACCESS_COLUMNS) WRITES and READS per ns of activity time and page; PERIOD (ns of
+    #                 activity time) of a loop that reads LOOP_PAGES pages from LOOP_FIRST of the guest, one after the
+    #                 other; LOWEST content left by a write, SPAN number of such contents (0: a fresh one each time);
+    #                 classes without writes come last
     due: Int64  # (due, DUE_COLUMNS) heap of writes already drawn: host TIME (ns), ACTIVE_TIME (ns), PAGE
     counts: Int64  # (COUNTS,)
 
@@ -350,10 +352,10 @@ def host_time(m: Memory, guest: int, active: int) -> int:
 @inlined
 def written_content(m: Memory, kind: int, draw: np.uint64) -> int:
     """What a random write of this class leaves."""
-    span = m.writes[kind, SPAN]
+    span = m.rates[kind, SPAN]
     if span == 0:
         return fresh_content(m)
-    return int(m.writes[kind, LOWEST] + np.int64(shuffled(draw) % np.uint64(span)))
+    return int(m.rates[kind, LOWEST] + np.int64(shuffled(draw) % np.uint64(span)))
 
 
 @compiled
@@ -367,14 +369,14 @@ def look(m: Memory, block: int, now: int) -> bool:
     threshold = np.uint64(0)
     found = False
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
-        kind = m.writer[page]
-        if kind == 0:
+        kind = m.accesses[page]
+        if m.rates[kind, WRITES] == 0.0:
             continue
         found = True
         if m.place[page] & (PRESENT | SHARED | ZERO) != PRESENT:
             continue
         if kind != kind_before:
-            written = -math.expm1(-m.writes[kind, RATE] * (active - before))
+            written = -math.expm1(-m.rates[kind, WRITES] * (active - before))
             threshold = np.uint64(written * 2.0**63)
             kind_before = kind
         draw = drawn(m, guest, page, active)
@@ -469,12 +471,12 @@ def _sift_down(m: Memory, hole: int) -> None:
 @compiled
 def plan_write(m: Memory, page: int, now: int) -> None:
     """Draw when a page that just became shared is written next, and put that on the list of due writes."""
-    kind = m.writer[page]
-    if kind == 0 or m.place[page] & DUE or m.writes[kind, RATE] <= 0.0:
+    kind = m.accesses[page]
+    if kind == 0 or m.place[page] & DUE or m.rates[kind, WRITES] <= 0.0:
         return
     guest = m.block[page // BLOCK, GUEST]
     active = activity_time(m, guest, now)
-    wait = -math.log1p(-uniform(shuffled(drawn(m, guest, page, active)))) / m.writes[kind, RATE]
+    wait = -math.log1p(-uniform(shuffled(drawn(m, guest, page, active)))) / m.rates[kind, WRITES]
     if wait > 4e18:
         return
     m.place[page] |= DUE
@@ -502,7 +504,7 @@ def write_due(m: Memory, now: int) -> int:
         if m.place[page] & PRESENT and m.place[page] & (SHARED | ZERO):
             guest = m.block[page // BLOCK, GUEST]
             draw = drawn(m, guest, page, m.due[0, ACTIVE_TIME])
-            if write_page(m, page, written_content(m, m.writer[page], draw)) != OK:
+            if write_page(m, page, written_content(m, m.accesses[page], draw)) != OK:
                 return int(page)
         m.place[page] &= ~DUE
         m.counts[DUE_COUNT] -= 1
@@ -536,7 +538,7 @@ def fork_pages(m: Memory, parent: int, child: int, pages: int, now: int) -> None
         if page % BLOCK == 0 and m.block[page // BLOCK, HUGE]:
             part_huge(m, page // BLOCK)
         place = m.place[page]
-        m.writer[copy] = m.writer[page]
+        m.accesses[copy] = m.accesses[page]
         m.place[copy] = place & ~(SHARED | DUE)
         if not place & PRESENT:
             continue

@@ -13,13 +13,13 @@ from sim.document import Document, dump, read
 from sim.errors import At, Several, suggestion
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
-from sim.memory.image import Captured, Synthetic
+from sim.memory.image import Captured, Synthetic, pages_of
 from sim.scenario.expect import ExpectationText
 from sim.units import MINUTE, SECOND, Block, Duration, Name, format_bytes, format_duration
 
 _MOST_SAMPLES = 10_000_000
 _MOST_REPEATS = 10_000_000
-_MOST_WRITES = 255
+_MOST_CLASSES = 65_535
 
 
 class Scenario(Block):
@@ -156,7 +156,7 @@ class Scenario(Block):
         return lineage
 
     def _writes(self) -> Iterator[At]:
-        """Writes that leave the contents of a pool that no image has, and too many different ones."""
+        """Writes that leave the contents of a pool that no image has, and too many different rates."""
         images = {i: vm.image for i, vm in enumerate(self.vms) if isinstance(vm.image, Synthetic)}
         pools = {part.pool for image in images.values() for part in image.parts if part.pool}
         for i, image in images.items():
@@ -164,9 +164,16 @@ class Scenario(Block):
                 if part.writes and part.writes.leaves not in {"unique", "zero", *pools}:
                     remedy = suggestion(part.writes.leaves, ["unique", "zero", *sorted(pools)])
                     yield At(f"vms.{i}.image.parts.{j}.writes.leaves", "no part has this pool", remedy)
-        writes = [part.writes for image in images.values() for part in image.parts if part.writes]
-        if len({(rate, each.leaves) for each in writes for rate in each.rates()}) > _MOST_WRITES:
-            yield At("vms", f"more than {_MOST_WRITES} different rates of writes", "give parts the same rate")
+        accesses = (
+            (kind, pages_of(part.size, self.vms[i].pages))
+            for i, image in images.items()
+            for part in image.parts
+            for kind in (part.writes, part.reads)
+            if kind
+        )
+        rates = {(kind, rate) for kind, pages in accesses for _, rate in kind.pieces(pages)}
+        if len(rates) > _MOST_CLASSES:
+            yield At("vms", f"more than {_MOST_CLASSES:,} different rates", "give parts the same rate")
 
     def _times(self) -> Iterator[At]:
         if self.duration // self.sample_every > _MOST_SAMPLES:

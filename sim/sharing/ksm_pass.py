@@ -39,10 +39,10 @@ from sim.memory.pages import (
     PAGES,
     PRESENT,
     PRIVATE,
-    RATE,
     REMOVED,
     SHARED,
     THP_SPLIT,
+    WRITES,
     ZERO,
     Float64,
     Int32,
@@ -152,7 +152,7 @@ class Ksm(NamedTuple):
     slot: Int64  # (guests + 1, SLOT_COLUMNS) list of registered guests FOLLOWING and BEFORE (-1: not on it), the last
     #              row is its head; EXITING, MERGEABLE_PAGES, DIFFERS_AT bytes that two different pages have in common
     #              at their start, TREE first index into head (per NUMA node unless merged across nodes)
-    hot: Float64  # (WRITE_CLASSES, 2) randomly written pages in the unstable tree by class: their number and the sum
+    hot: Float64  # (classes, 2) randomly written pages in the unstable tree by class: their number and the sum
     #               of their guests' activity levels
     smart: UInt8  # (2, SMART_VISITS) PROCESSED 1 or skipped 0, NEXT_VISIT number of the visit after
     n: Int64  # (NUMBERS,)
@@ -417,7 +417,7 @@ def detach(m: Memory, k: Ksm, page: int) -> None:
             k.n[UNSTABLE_TREE] -= 1
             if not in_place(m, page):
                 k.n[VANISHED] -= passers(k, page)
-            kind = m.writer[page]
+            kind = m.accesses[page]
             if kind:
                 k.hot[kind, 1] -= k.hot[kind, 1] / k.hot[kind, 0]
                 k.hot[kind, 0] -= 1.0
@@ -596,10 +596,10 @@ def changed_share(m: Memory, k: Ksm, block: int) -> float:
     changed = float(k.n[TREE_CHANGES] - k.block[block, CHANGED])
     for kind in range(1, k.hot.shape[0]):
         pages = k.hot[kind, 0]
-        if m.writes[kind, RATE] <= 0.0:
+        if m.rates[kind, WRITES] <= 0.0:
             break
         if pages > 0.0:
-            changed -= pages * math.expm1(-m.writes[kind, RATE] * k.hot[kind, 1] / pages * waited)
+            changed -= pages * math.expm1(-m.rates[kind, WRITES] * k.hot[kind, 1] / pages * waited)
     return float(min(1.0, changed / k.n[UNSTABLE_TREE]))
 
 
@@ -642,7 +642,7 @@ def stops_short(k: Ksm, page: int) -> bool:
 def unstable_insert(m: Memory, k: Ksm, page: int) -> None:
     """Put the page's item in the unstable tree."""
     spend(k, W_INSERT, 1)
-    kind = m.writer[page]
+    kind = m.accesses[page]
     if kind:
         k.hot[kind, 0] += 1.0
         k.hot[kind, 1] += m.level[m.block[page // BLOCK, GUEST]]
@@ -669,7 +669,7 @@ def unstable_search_insert(m: Memory, k: Ksm, page: int, content: int) -> bool:
     if tree_page >= 0 and tree_page != page and in_unstable_tree(m, k, tree_page):
         if not in_place(m, tree_page):
             return False
-        if m.writer[tree_page] and tree_page // BLOCK != page // BLOCK:
+        if m.accesses[tree_page] and tree_page // BLOCK != page // BLOCK:
             look(m, tree_page // BLOCK, moment(k))
         same_frame = m.place[page] & m.place[tree_page] & SHARED and m.held[page] == m.held[tree_page]
         if same_frame:

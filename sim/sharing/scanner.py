@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sim.memory import pages as memory
 from sim.memory.huge import Daemon
-from sim.memory.pages import BLOCK, Float64, Int32, Int64, Memory, UInt8
+from sim.memory.pages import BLOCK, Float64, Int32, Int64, Memory, UInt16
 from sim.sharing import ksm_pass as ksmd
 from sim.sharing.kernels import Kernel
 from sim.sharing.ksm import Ksm
@@ -56,7 +56,7 @@ class Scanner:
 
     def __init__(
         self, settings: Ksm, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int,
-        trees: int, work_ps: Int64, split_ps: int, cold_milli: int, writes: Float64, key: int,
+        trees: int, work_ps: Int64, split_ps: int, cold_milli: int, rates: Float64, key: int,
     ) -> None:  # fmt: skip
         """*settings* are complete for the kernel; *pages* is room to begin with, *guests* and *contents* the most."""
         self._settings = settings
@@ -66,12 +66,12 @@ class Scanner:
         self.m = Memory(
             place=np.zeros(room, np.uint8),
             held=np.zeros(room, np.int32),
-            writer=np.zeros(room, np.uint8),
+            accesses=np.zeros(room, np.uint16),
             block=np.zeros((blocks, memory.BLOCK_COLUMNS), np.int64),
             frame=np.zeros((room + ksmd.ROOM, memory.FRAME_COLUMNS), np.int32),
             guest=np.zeros((guests, memory.GUEST_COLUMNS), np.int64),
             level=np.ones(guests),
-            writes=writes,
+            rates=rates,
             due=np.zeros((_FIRST_DUE, memory.DUE_COLUMNS), np.int64),
             counts=np.zeros(memory.COUNTS, np.int64),
         )
@@ -88,7 +88,7 @@ class Scanner:
             chain=np.zeros((_FIRST_CHAINS, ksmd.CHAIN_COLUMNS), np.int64),
             block=np.zeros((blocks, ksmd.QUIET_COLUMNS), np.int64),
             slot=np.zeros((guests + 1, ksmd.SLOT_COLUMNS), np.int64),
-            hot=np.zeros((memory.WRITE_CLASSES, 2)),
+            hot=np.zeros((len(rates), 2)),
             smart=np.zeros((2, ksmd.SMART_VISITS), np.uint8),
             n=np.zeros(ksmd.NUMBERS, np.int64),
             log=np.zeros((_LOG_ROWS, ROW), np.int64),
@@ -148,7 +148,7 @@ class Scanner:
         m.block[blocks, memory.GUEST] = guest
         m.block[blocks, memory.LOOKED] = 0
         m.block[blocks, memory.ADJACENT] = 0
-        m.writer[self.pages_of(guest)] = 0
+        m.accesses[self.pages_of(guest)] = 0
         self.k.slot[guest, ksmd.DIFFERS_AT] = differs_at
         self.k.slot[guest, ksmd.TREE] = node % self._trees * self._contents
 
@@ -178,9 +178,9 @@ class Scanner:
         if done < len(pages):
             raise OutOfFrames(guest)
 
-    def set_writers(self, guest: int, writers: UInt8) -> None:
-        """Say which class of random writes each page gets (before the guest is filled)."""
-        self.m.writer[self.pages_of(guest)] = writers
+    def set_accesses(self, guest: int, accesses: UInt16) -> None:
+        """Say which class of random accesses each page gets (before the guest is filled)."""
+        self.m.accesses[self.pages_of(guest)] = accesses
 
     def change_activity(self, guest: int, now: int, level: float) -> None:
         """Scale the guest's random writes from now on."""
@@ -361,7 +361,7 @@ class Scanner:
         self.m = self.m._replace(
             place=_longer(self.m.place, room),
             held=_longer(self.m.held, room),
-            writer=_longer(self.m.writer, room),
+            accesses=_longer(self.m.accesses, room),
             block=_longer(self.m.block, first + wanted),
         )
         self.k = self.k._replace(
