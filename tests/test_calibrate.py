@@ -241,6 +241,7 @@ def test_what_is_written_is_what_is_read(own_folder: Path) -> None:
         "page_faults": {"small": price(500, low=400, high=600), "huge": price(1e5)},
         "random_access": ({"working_set": "1MiB", "small": price(5), "huge": price(4)},),
         "zram": {"lz4": {"compress": price(5), "decompress": price(5), "bytes_per_page": 1700.5}},
+        "paging": {name: price(3) for name in ("page_in", "page_out")},
         "swap": {name: price(7) for name in ("read", "write", "swap_in", "swap_out")},
     }
     whole = Prices.model_validate(prices.load(prices.DEFAULT).model_dump() | {"name": "whole"} | extra)
@@ -352,12 +353,13 @@ def test_what_a_machine_lacks_is_left_out_and_said(own_folder: Path, monkeypatch
     monkeypatch.setattr(memory_costs, "cow_break", lambda _: prices.Price(**price(4000)))
     monkeypatch.setattr(memory_costs, "has_huge_pages", lambda: False)
     monkeypatch.setattr(swap_costs, "algorithms", list)
+    monkeypatch.setattr(swap_costs, "paging", lacking)
     monkeypatch.setattr(swap_costs, "swap", lacking)
     told: list[float] = []
 
     made = calibrate.calibrate("mine", tell=lambda done, _: told.append(done))
 
-    assert list(made.missing) == ["huge_pages", "page_faults and random_access", "zram", "swap"]
+    assert list(made.missing) == ["huge_pages", "page_faults and random_access", "zram", "paging", "swap"]
     assert made.prices.swap is None
     assert made.prices.checksum.ns == pytest.approx(truth(4)[WORK.index("checksum")], rel=0.1)
     assert list(made.errors) == [trial.scenario.name for trial in trials]

@@ -123,6 +123,15 @@ class SwapDevice(Block):
     """4 KiB that a guest pushes out by touching more than its limit."""
 
 
+class Paging(Block):
+    """Work of the kernel for a page on its way to swap and back, without the device and without compression."""
+
+    page_in: Price
+    """Fault on a page that was swapped out."""
+    page_out: Price
+    """Taking a page from a process and handing it to the device."""
+
+
 class Prices(Block):
     """CPU time of every kind of work."""
 
@@ -187,9 +196,11 @@ class Prices(Block):
     random_access: tuple[Access, ...] = ()
     """Random loads by working set, the smallest first: what large pages save."""
     zram: Mapping[str, Compressor] = Field(default_factory=dict)
-    """Algorithms of zram by their name in the kernel."""
+    """Algorithms of zram by their name in the kernel; those that a set does not price, the bundled default does."""
+    paging: Paging | None = None
+    """Swapping without the device; where a set does not price it, the bundled default does."""
     swap: SwapDevice | None = None
-    """A swap file on the machine's disk."""
+    """A swap file on the machine's disk; where a set does not price it, the bundled default does."""
 
     @model_validator(mode="after")
     def _rising(self) -> Prices:
@@ -212,6 +223,25 @@ def huge_pages(prices: Prices) -> HugePages:
     """What huge pages cost by this set, or else by the bundled default."""
     found = prices.huge_pages or load(DEFAULT).huge_pages
     assert found is not None  # the bundled default has them
+    return found
+
+
+def compressor(prices: Prices, algorithm: str) -> Compressor:
+    """What an algorithm of zram costs by this set, or else by the bundled default."""
+    return prices.zram.get(algorithm) or load(DEFAULT).zram[algorithm]
+
+
+def paging(prices: Prices) -> Paging:
+    """What swapping costs, the device apart, by this set, or else by the bundled default."""
+    found = prices.paging or load(DEFAULT).paging
+    assert found is not None  # the bundled default has it
+    return found
+
+
+def swap_device(prices: Prices) -> SwapDevice:
+    """How fast a swap file is by this set, or else by the bundled default."""
+    found = prices.swap or load(DEFAULT).swap
+    assert found is not None  # the bundled default has one
     return found
 
 

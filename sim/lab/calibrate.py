@@ -77,6 +77,9 @@ def calibrate(name: str, quick: bool = False, tell: Tell | None = None) -> Calib
             others |= _memory(quick, tell)
         with _optional(missing, "zram"):
             others["zram"] = _zram(tell)
+        with _optional(missing, "paging"):
+            tell(0.95, "swapping")
+            others["paging"] = swap_costs.paging()
         with _optional(missing, "swap"):
             tell(0.96, "swap file")
             others["swap"] = swap_costs.swap(ksm)

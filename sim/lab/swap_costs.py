@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from sim.cost.prices import Compressor, SwapDevice
+from sim.cost.prices import Compressor, Paging, SwapDevice
 from sim.errors import MachineError
 from sim.lab.machine import TOKEN_VARIABLE, Ksm, borrowed
 from sim.lab.memory_costs import typical
@@ -42,6 +42,10 @@ _GUEST_BYTES: Final = 320 * MIB
 _TOUCHES: Final = 500
 _TOUCH_ROUNDS: Final = 12
 _SWAP_FOLDER: Final = Path("/var/tmp")
+_MADV_PAGEOUT: Final = 21
+"""linux/mman.h, 5.4 and later."""
+_PAGED: Final = 8 * MIB
+_PAGED_ROUNDS: Final = 15
 
 
 def algorithms() -> list[str]:
@@ -71,6 +75,41 @@ def zram(algorithm: str) -> Compressor:
         decompress=typical([each / pages for each in reads], source),
         bytes_per_page=round(taken / (_ZRAM_BYTES // PAGE), 1),
     )
+
+
+def paging() -> Paging:
+    """Swap out and in pages of which zram only notes the word that fills them, so that nothing is compressed."""
+    with _zram_device() as number:
+        device = f"/dev/zram{number}"
+        Path(f"/sys/block/zram{number}/disksize").write_text(str(2 * _PAGED))
+        with borrowed("swap", device):
+            _command("mkswap", device)
+            _command("swapon", "-p", "32767", device)
+            times = [_paged() for _ in range(_PAGED_ROUNDS)]
+    outs, ins = zip(*times, strict=True)
+    source = f"measured: {about_bytes(_PAGED)} of same-filled pages to zram and back, median of {_PAGED_ROUNDS} times"
+    return Paging(page_in=typical(ins, source), page_out=typical(outs, source))
+
+
+def _paged() -> tuple[float, float]:
+    """CPU times (ns) of one page out and of one page in; pages of zeros would not even reach zram."""
+    with mmap.mmap(-1, _PAGED, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        area.madvise(mmap.MADV_NOHUGEPAGE)
+        words = np.frombuffer(area, np.uint64).reshape(-1, PAGE // 8)
+        words[:] = np.arange(1, len(words) + 1, dtype=np.uint64)[:, np.newaxis]
+        faults, start = _major_faults(), time.thread_time_ns()
+        try:
+            area.madvise(_MADV_PAGEOUT)
+        except OSError as error:
+            raise MachineError(f"this kernel has no MADV_PAGEOUT: {error.strerror}") from None
+        gone = time.thread_time_ns()
+        int(words[np.random.default_rng(1).permutation(len(words)), 0].sum())
+        back = time.thread_time_ns()
+        faults, pages = _major_faults() - faults, len(words)
+        del words
+    if faults < 0.9 * pages:
+        raise MachineError(f"only {faults} of {pages} pages were swapped: this machine swaps elsewhere")
+    return (gone - start) / pages, (back - gone) / faults
 
 
 def swap(ksm: Ksm) -> SwapDevice:

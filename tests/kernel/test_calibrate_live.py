@@ -76,6 +76,14 @@ def test_a_page_costs_zram_some_microseconds_and_shrinks(clean: None) -> None:
             assert 500 < costs.bytes_per_page < 4096
 
 
+def test_swapping_costs_less_without_compression_than_compressing(clean: None) -> None:
+    with exclusive():
+        costs, compressed = swap_costs.paging(), swap_costs.zram("lzo-rle")
+
+    assert 300 < costs.page_in.ns < 30_000
+    assert 300 < costs.page_out.ns < compressed.compress.ns
+
+
 def test_a_swapped_page_costs_more_than_a_page_in_memory(clean: None) -> None:
     with exclusive() as ksm:
         try:
