@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from sim.columns import PAGE_BYTES
+from sim.columns import GUESTS, PAGE_BYTES, SAMPLES
 from sim.cost import prices as price_sets
 from sim.cost.prices import Prices
 from sim.errors import At, Several
@@ -20,8 +20,9 @@ from sim.memory.huge import Daemon, Hugetlbfs, Thp
 from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
 from sim.reclaim.swap import Swap
 from sim.reclaim.watermarks import Watermarks
+from sim.sharing import Sharing
 from sim.sharing.kernels import KERNELS, Kernel, kernel
-from sim.sharing.ksm import Ksm, KsmChange
+from sim.sharing.ksm import KsmChange
 from sim.sharing.tuners import Choice, Ksmtuned, Mom, Usage
 from sim.streams import generator, key
 from sim.units import MILLISECOND, SECOND, Block, Bytes, Name, format_bytes
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import simpy
 
     from sim.memory.pages import Int32, Int64, UInt16
-    from sim.sharing.scanner import Scanner
+    from sim.sharing.room import Room
 
 Steps = Generator[Any, Any, None]
 Column = Sequence[str] | np.ndarray[Any, np.dtype[Any]]
@@ -40,8 +41,8 @@ _STEP: Final = 5 * SECOND
 """Most simulated time (ns) that ksmd works in one compiled call."""
 
 
-class Host(Block):
-    """One kind of host and how many there are of it."""
+class _Hardware(Block):
+    """What a host is, before what it does."""
 
     name: Name = "host"
     """Name; the hosts are called NAME-0, NAME-1, ..."""
@@ -59,8 +60,11 @@ class Host(Block):
     """NUMA nodes."""
     prices: str = Field(default_factory=price_sets.default)
     """Price set: what work costs in CPU time; by default this machine's own, or the bundled one."""
-    ksm: Ksm = Ksm()
-    """Kernel Samepage Merging."""
+
+
+class Host(Sharing, _Hardware):
+    """One kind of host and how many there are of it."""
+
     thp: Thp = Thp()
     """Transparent huge pages."""
     hugetlbfs: Hugetlbfs | None = None
@@ -97,8 +101,12 @@ class Host(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Host:
-        faults = [At(f"ksm.{fault.path}", fault.message, fault.remedy) for fault in
-                  self.ksm.check_kernel(kernel(self.kernel))]  # fmt: skip
+        name, settings = self.sharing
+        faults = [At(f"{name}.{fault.path}", fault.message, fault.remedy) for fault in
+                  settings.faults(kernel(self.kernel))]  # fmt: skip
+        usual = {each: type(self).model_fields[each].default for each in settings.refused}
+        faults += [At(each, f"means nothing on a host with {name}", "remove it") for each, default in usual.items()
+                   if getattr(self, each) != default]  # fmt: skip
         if self.memory % PAGE_BYTES:
             pages = -(-self.memory // PAGE_BYTES)
             faults.append(At("memory", "must be whole pages of 4KiB", f"write {format_bytes(pages * PAGE_BYTES)}"))
@@ -118,7 +126,7 @@ class Host(Block):
         if faults:
             raise Several(*faults)
         # The only moment at which a frozen block may still change: the kernel's own defaults are part of it.
-        self.__dict__["ksm"] = self.ksm.completed(kernel(self.kernel))
+        self.__dict__[name] = settings.completed(kernel(self.kernel))
         return self
 
     def names(self) -> list[str]:
@@ -198,12 +206,10 @@ class Machine:
 
     def __init__(
         self, host: Host, name: str, assignments: Sequence[Assignment], *, seed: int, duration: int, sample_every: int,
-        progress: Callable[[int], None] | None = None, make_scanner: Callable[..., Scanner] | None = None,
+        progress: Callable[[int], None] | None = None, make_scanner: Callable[..., Room] | None = None,
     ) -> None:  # fmt: skip
         """Times are in ns; *progress* is told the host time now and then; *make_scanner* may put in an observer."""
         import simpy
-
-        from sim.sharing.scanner import Scanner
 
         self.host = host
         self.name = name
@@ -236,12 +242,15 @@ class Machine:
         self.classes = numbered(kinds)
         rates = self._access_table()
         contents = self._reserve_contents()
-        self.scanner: Scanner = (make_scanner or Scanner)(
-            host.ksm, self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=self._most_pages(),
-            guests=len(self.guests), contents=contents, work_ps=self._work_prices(),
+        _, settings = host.sharing
+        behaviour = settings.behaviour()
+        make: Callable[..., Room] = make_scanner or behaviour
+        self.scanner = make(
+            settings, self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=self._most_pages(),
+            guests=len(self.guests), contents=contents, work_ps=self._work_prices(behaviour.WORK),
             split_ps=round(self.huge_prices.split.ns * 1000),
-            trees=1 if host.ksm.merge_across_nodes else host.numa_nodes,
-            cold_milli=round(self.prices.cold_caches.factor * 1000), rates=rates, key=key(seed, "host", name),
+            nodes=host.numa_nodes, cold_milli=round(self.prices.cold_caches.factor * 1000), rates=rates,
+            key=key(seed, "host", name),
         )  # fmt: skip
 
     def _node_of(self, each: Assignment, index: int) -> int:
@@ -314,17 +323,15 @@ class Machine:
     def _most_pages(self) -> int:
         """Pages, in whole blocks, that guests hold at the busiest moment."""
         from sim.memory.pages import BLOCK
-        from sim.sharing.scanner import blocks_of
+        from sim.sharing.room import blocks_of
 
         changes = [(guest.start, blocks_of(guest.vm.pages)) for guest in self.guests]
         changes += [(guest.stop, -blocks_of(guest.vm.pages)) for guest in self.guests if guest.stop < self.duration]
         held = np.cumsum([change for _, change in sorted(changes)])
         return int(held.max(initial=0)) * BLOCK
 
-    def _work_prices(self) -> Int64:
-        from sim.sharing.ksm_pass import WORK
-
-        return np.array([self.prices.picoseconds(kind) for kind in WORK], np.int64)
+    def _work_prices(self, kinds: Sequence[str]) -> Int64:
+        return np.array([self.prices.picoseconds(kind) for kind in kinds], np.int64)
 
     # --- the run --------------------------------------------------------------------------------------------------
 
@@ -333,12 +340,11 @@ class Machine:
         env = self.env
         if self.host.hugetlbfs:
             self.scanner.reserve(self.host.hugetlbfs.bytes // PAGE_BYTES)
-        if self.host.ksm.run == 1:
-            self.scanner.set_knob("run", 1, 0)
+        self.scanner.begin()
         for guest in self.guests:
             env.process(self._live(guest))
         env.process(self._sample())
-        if self.host.ksm.changes:
+        if self.host.ksm and self.host.ksm.changes:
             env.process(self._change_settings(self.host.ksm.changes))
         if self.host.thp.enabled != "never":
             env.process(self._collapse())
@@ -372,7 +378,7 @@ class Machine:
 
     def _advance(self, until: int) -> None:
         """Let ksmd work up to the next thing that happens; a write that finds no frame kills its guest."""
-        from sim.sharing.scanner import OutOfFrames
+        from sim.sharing.room import OutOfFrames
 
         while True:
             try:
@@ -422,8 +428,8 @@ class Machine:
         self.promised += vm.memory
         self.running += 1
         self.scanner.add(
-            guest.index, vm.pages, key=key(self.seed, "guest", guest.name), now=now, level=guest.level,
-            differs_at=vm.differs_at, node=guest.node, thp=self._has_thp(vm),
+            guest.index, vm.pages, vm=vm, key=key(self.seed, "guest", guest.name), now=now, level=guest.level,
+            node=guest.node, thp=self._has_thp(vm),
         )  # fmt: skip
         if self._has_thp(vm):
             self.khugepaged.register(guest.index)
@@ -566,7 +572,7 @@ class Machine:
 
     def _try(self, guest: Guest, ask: Callable[[], None]) -> bool:
         """Let the guest ask for frames; without one it dies. Returns whether it lives."""
-        from sim.sharing.scanner import OutOfFrames
+        from sim.sharing.room import OutOfFrames
 
         try:
             ask()
@@ -584,13 +590,9 @@ class Machine:
     def _finish(self, guest: Guest, now: int) -> None:
         """Keep what the guest's row in the table says, while its pages are there."""
         self._account_writes(guest, now)
-        items, merging, zero = self.scanner.items_of(guest.index)
         guest.final = {
             "touched_bytes": self.scanner.touched(guest.index) * PAGE_BYTES,
-            "ksm_merging_pages": merging,
-            "ksm_zero_pages": zero,
-            "ksm_rmap_items": items,
-            "ksm_process_profit": self.scanner.profit(items, merging + zero),
+            **self.scanner.counters_of(guest.index),
         }
 
     def _leave(self, guest: Guest, end: str, now: int) -> None:
@@ -666,20 +668,17 @@ class Machine:
 
     def _columns(self, rows: _Rows) -> dict[str, Column]:
         """Logged rows as the columns of the samples table."""
-        from sim.sharing.scanner import ROW, columns_of
-
-        log = np.concatenate(rows.logs) if rows.logs else np.zeros((0, ROW), np.int64)
+        log = np.concatenate(rows.logs) if rows.logs else np.zeros((0, self.scanner.ROW), np.int64)
         others = np.array(rows.others or np.zeros((0, 5)), np.int64)
         others = np.repeat(others[:, 1:], others[:, 0], axis=0)
-        columns = columns_of(log)
+        columns = self.scanner.columns(log)
         private, shared = columns["mem_private_bytes"], columns["mem_shared_bytes"]
         used = private + shared + columns["mem_metadata_bytes"] + columns["mem_reserved_bytes"]
         cow_ps = self.prices.picoseconds("cow_break")
         return {
+            **dict.fromkeys((column.name for column in SAMPLES), np.zeros(len(log), np.int64)),
             **columns,
             "host": [self.name] * len(log),
-            "pswpin": np.zeros(len(log), np.int64),
-            "pswpout": np.zeros(len(log), np.int64),
             "guests_running": others[:, 1],
             "mem_total_bytes": np.full(len(log), self.host.memory),
             "mem_promised_bytes": others[:, 0],
@@ -695,6 +694,7 @@ class Machine:
     def _row_of(self, guest: Guest) -> dict[str, object]:
         """The guest's row of the guests table."""
         return {
+            **dict.fromkeys((column.name for column in GUESTS), 0),
             "guest": guest.name,
             "vm": guest.vm.name,
             "host": self.name,

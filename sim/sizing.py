@@ -25,6 +25,7 @@ _SAMPLE_S: Final = 4.5e-5
 _BATCH_S: Final = 4e-7
 _SCAN_S: Final = 5e-6
 _CALM_VISIT_S: Final = 1e-9
+_PICK_S: Final = 3e-7
 _CHANGING_VISIT_S: Final = 2.7e-8
 _BURST_WRITE_S: Final = 1.1e-7
 
@@ -105,6 +106,10 @@ def _load(host: Host, guests: Sequence[Assignment], duration: int) -> _Load:
     if not pages:
         return _Load(0, 0, 0.0, 0.0, 0.0)
     ksm = host.ksm
+    if ksm is None:
+        visits = host.sharing[1].visits([(each.vm.pages, each.stop - each.start) for each in guests])
+        cpu = pages * _PAGE_S + writes * _BURST_WRITE_S + visits * _PICK_S
+        return _Load(_peak_pages(guests, duration), pages, visits, 0.0, cpu)
     ticks = -(-ksm.sleep_millisecs * host.hz // 1000) + 1 if ksm.sleep_millisecs else 0
     batches = duration / max(ticks * SECOND // host.hz + ksm.pages_to_scan * _KSMD_VISIT_NS, _KSMD_VISIT_NS)
     visits = batches * ksm.pages_to_scan * ksm.run

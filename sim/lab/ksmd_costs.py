@@ -236,7 +236,9 @@ def _scans(trial: Trial, done: Int64, taken: Sequence[Vector]) -> Scans:
     seen = np.flatnonzero(~np.isnan(runs).all(axis=0))
     times = np.nanmedian(runs[:, seen], axis=0)
     each = np.diff(done, axis=0)[seen].astype(np.float64)
-    cold = _cold(each[:, -1], trial.scenario.hosts[0].ksm.pages_to_scan)
+    ksm = trial.scenario.hosts[0].ksm
+    assert ksm is not None  # every trial is one of ksmd
+    cold = _cold(each[:, -1], ksm.pages_to_scan)
     return Scans(each[:, :-1], cold, times, np.full(len(seen), 1 / max(1, len(seen))))
 
 

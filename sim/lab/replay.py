@@ -111,6 +111,7 @@ def workload(scenario: Scenario, pattern: Pattern | None = None, draw: int = 0) 
     """What the lab does to replay a scenario. Raises UserError for what it cannot replay."""
     _check(scenario)
     host, host_name = scenario.host_names()[0]
+    assert host.ksm is not None  # checked
     names = [assignment.name for assignment in scenario.assignments()[host_name]]
     tape = observe(scenario, _Tape)
     return Workload(
@@ -161,6 +162,8 @@ def _check(scenario: Scenario) -> None:
             f"{scenario.name}: hosts.0.kernel is {host.kernel} and this machine runs {release}, which behaves "
             f"otherwise; set hosts.0.kernel={release}"
         )
+    if host.ksm is None:
+        raise UserError(f"{scenario.name}: the lab replays KSM; remove hosts.0.{host.sharing[0]}")
     if host.hugetlbfs:
         raise UserError(f"{scenario.name}: the lab sets no hugetlbfs up; remove hosts.0.hugetlbfs")
     if host.numa_nodes > 1:

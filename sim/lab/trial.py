@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import pandas as pd
@@ -131,7 +131,7 @@ def visited(scenario: Scenario, factor: float = 1.0) -> list[int]:
     def note() -> Generator[Any, Any, None]:
         for moment in moments_ns(workload(scenario)):
             yield machine.env.timeout(moment - machine.env.now)
-            n = machine.scanner.k.n
+            n = cast(Scanner, machine.scanner).k.n
             found.append(int(n[PAGES_SCANNED] - (n[BATCH_VISITS] if n[PHASE] == WORKING else 0)))
 
     machine.env.process(note())

@@ -110,12 +110,17 @@ class Scenario(Block):
 
             if vm.huge_pages == "hugetlbfs":
                 yield from (_below(f"vms.{i}", fault) for fault in self._pool_faults(vm))
+            for host in self._hosts_of(vm):
+                _, settings = host.sharing
+                yield from (_below(f"vms.{i}", fault) for fault in settings.guest_faults(vm))
+
+    def _hosts_of(self, vm: Vm) -> Iterator[Host]:
+        """Kinds of host that the guest may run on."""
+        yield from (host for host in self.hosts if vm.host in (None, host.name, *host.names()))
 
     def _pool_faults(self, vm: Vm) -> Iterator[At]:
         """What keeps the guest from having its memory in hugetlbfs, on any host it may run on."""
-        for host in self.hosts:
-            if vm.host is not None and vm.host != host.name and vm.host not in host.names():
-                continue
+        for host in self._hosts_of(vm):
             if host.hugetlbfs is None:
                 yield At("huge_pages", f"host {host.name} has no hugetlbfs", "give the host hugetlbfs.nr_hugepages")
             elif vm.memory % (page := host.hugetlbfs.page_bytes):
@@ -180,7 +185,7 @@ class Scenario(Block):
             remedy = f"write {format_duration(-(-self.duration // _MOST_SAMPLES))} or more"
             yield At("sample_every", f"makes more than {_MOST_SAMPLES:,} samples", remedy)
         for i, host in enumerate(self.hosts):
-            for j, change in enumerate(host.ksm.changes):
+            for j, change in enumerate(host.ksm.changes if host.ksm else ()):
                 yield from self._too_late(f"hosts.{i}.ksm.changes.{j}.at", change.at)
             if host.ksmtuned:
                 yield from self._too_often(f"hosts.{i}.ksmtuned.monitor_interval", host.ksmtuned.monitor_interval)

@@ -6,13 +6,17 @@ Source: Linux Documentation/admin-guide/mm/ksm.rst for names and defaults; `ksm_
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from sim.errors import At
 from sim.sharing.kernels import Kernel
+from sim.sharing.mechanism import Mechanism
 from sim.units import DAY, Block, Duration, Switch, not_boolean
+
+if TYPE_CHECKING:
+    from sim.sharing.scanner import Scanner
 
 AdvisorMode = Literal["none", "scan-time"]
 
@@ -45,7 +49,7 @@ class KsmChange(Block):
                 yield name, value
 
 
-class Ksm(Block):
+class Ksm(Mechanism):
     """Kernel Samepage Merging."""
 
     run: Switch = 1
@@ -81,13 +85,19 @@ class Ksm(Block):
     changes: tuple[KsmChange, ...] = ()
     """Settings written in mid-run."""
 
+    def behaviour(self) -> type[Scanner]:
+        """ksmd."""
+        from sim.sharing.scanner import Scanner
+
+        return Scanner
+
     def completed(self, kernel: Kernel) -> Ksm:
         """The block with the kernel's own defaults written out."""
         own = {"smart_scan": int(kernel.smart_scan), "max_page_sharing": 256 if kernel.sharing_limit else None}
         return self.model_copy(update={name: value for name, value in own.items() if getattr(self, name) is None})
 
-    def check_kernel(self, kernel: Kernel) -> Iterator[At]:
-        """Faults: settings that this kernel does not have."""
+    def faults(self, kernel: Kernel) -> Iterator[At]:
+        """Settings that this kernel does not have."""
         asked = {
             "smart_scan": ("6.7", kernel.smart_scan, bool(self.smart_scan)),
             "max_page_sharing": ("4.13", kernel.sharing_limit, self.max_page_sharing is not None),

@@ -1,0 +1,41 @@
+"""What a host asks of the settings of a mechanism that shares pages; `room.py` has what it asks of the behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from sim.errors import At
+from sim.sharing.kernels import Kernel
+from sim.units import Block
+
+if TYPE_CHECKING:
+    from sim.memory.guest import Vm
+    from sim.sharing.room import Room
+
+
+class Mechanism(Block):
+    """A way for equal pages to become one frame, as a scenario describes it."""
+
+    refused: ClassVar[tuple[str, ...]] = ()
+    """Settings of a host that mean nothing beside this mechanism."""
+
+    def behaviour(self) -> type[Room]:
+        """The class that does it; imported when a run begins, for it brings the compiler."""
+        raise NotImplementedError
+
+    def completed(self, kernel: Kernel) -> Self:
+        """The block with the defaults that depend on the kernel written out."""
+        return self
+
+    def faults(self, kernel: Kernel) -> Iterator[At]:
+        """Settings that go wrong on this kernel."""
+        yield from ()
+
+    def visits(self, guests: Sequence[tuple[int, int]]) -> float:
+        """Most pages that it can visit, for guests of so many pages that live so long (ns); not asked of KSM."""
+        raise NotImplementedError
+
+    def guest_faults(self, vm: Vm) -> Iterator[At]:
+        """What the guest asks for that a host with this mechanism does not have."""
+        yield from ()
