@@ -12,6 +12,7 @@ PAGE_BYTES = 4096
 _KSM = "/sys/kernel/mm/ksm/"
 _VMSTAT = "/proc/vmstat "
 _PROCESS = "/proc/PID/ksm_stat "
+_PRESSURE = "/proc/pressure/memory"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,18 @@ VMSTAT_COUNTERS: tuple[Column, ...] = (
     _vmstat("cow_ksm", "count", "writes that had to copy a KSM page, since the start"),
     _vmstat("pswpin", "pages", "pages read from swap, since the start"),
     _vmstat("pswpout", "pages", "pages written to swap, since the start"),
+    _vmstat("swpin_zero", "pages", "pages of zeros brought back from swap without reading, since the start"),
+    _vmstat("swpout_zero", "pages", "pages of zeros swapped out without writing, since the start"),
+    _vmstat("swap_ra", "pages", "pages read from swap before anyone asked for them, since the start"),
+    _vmstat("swap_ra_hit", "pages", "such pages that were then used, since the start"),
+    _vmstat("thp_swpout", "count", "huge pages swapped out whole, since the start"),
+    _vmstat("ksm_swpin_copy", "pages", "swapped KSM pages that had to be copied when they came back, since the start"),
+    _vmstat("pgmajfault", "count", "page faults that had to bring a page back from swap, since the start"),
+    _vmstat("pgscan", "pages", "pages that reclaim looked at, by kswapd and by guests, since the start"),
+    _vmstat("pgsteal", "pages", "pages that reclaim took, since the start"),
+    _vmstat("allocstall", "count", "times that a guest had to reclaim memory of the host itself, since the start"),
+    _vmstat("workingset_refault_anon", "pages", "swapped pages that were needed again, since the start"),
+    _vmstat("workingset_activate_anon", "pages", "such pages that came back so soon that they are taken as in use"),
 )
 
 SAMPLES: tuple[Column, ...] = (
@@ -101,15 +114,34 @@ SAMPLES: tuple[Column, ...] = (
     _memory("mem_huge_bytes", "its part in huge pages"),
     _memory("mem_shared_bytes", "frames that guest pages share"),
     _memory("mem_metadata_bytes", "KSM's own records: page items, stable nodes, slots"),
+    _memory("mem_pool_bytes", "compressed pages in memory: zram and zswap"),
+    _memory("mem_writeback_bytes", "frames whose pages are on their way to swap"),
     _memory("mem_reserved_bytes", "huge pages set aside in hugetlbfs that no guest uses"),
-    _memory("mem_used_bytes", "private + shared + metadata + reserved"),
+    _memory("mem_used_bytes", "private + shared + metadata + reserved + pool + writeback"),
     _memory("mem_free_bytes", "total - used"),
-    _memory("saved_bytes", "touched guest memory that needs no frame of its own: touched - private - shared"),
+    _memory("mem_swapped_bytes", "guest memory that is swapped out"),
+    Column("swap_total_bytes", "int64", "bytes", "what swap holds", "/proc/meminfo SwapTotal"),
+    _memory("swap_used_bytes", "slots of swap in use, those of pages that came back and are unchanged included"),
+    _memory(
+        "saved_bytes",
+        "touched guest memory that needs no frame of its own: touched - swapped - private - shared",
+    ),
     _vmstat("oom_kills", "count", "guests killed because the host had no frame left, since the start"),
+    Column("psi_some_ns", "int64", "ns", "time for which some guest waited for memory, since the start", _PRESSURE),
+    Column("psi_full_ns", "int64", "ns", "time for which none could run because of that, since the start", _PRESSURE),
+    *(
+        Column(f"psi_{kind}_avg{window}", "float64", "%", f"its share of the last {window} s, averaged", _PRESSURE)
+        for kind in ("some", "full")
+        for window in (10, 60, 300)
+    ),
+    _cpu("stalled_ns", "time that guests waited for memory, each processor by itself, since the start"),
     Column("cores", "int64", "count", "processor cores of the host"),
     _cpu("scan_cpu_ns", "ksmd time spent looking: visits, checksums and tree searches, since the start"),
     _cpu("merge_cpu_ns", "ksmd time spent merging: write protection, comparison, replacement, since the start"),
     Column("khugepaged_cpu_ns", "int64", "ns", "CPU time of khugepaged, since the start", "/proc/PID/schedstat"),
+    Column("kswapd_cpu_ns", "int64", "ns", "CPU time of kswapd, compression included", "/proc/PID/schedstat"),
+    _cpu("reclaim_cpu_ns", "guest time spent reclaiming memory, since the start"),
+    _cpu("swap_cpu_ns", "guest time spent bringing pages back, waiting for the device left out, since the start"),
     _cpu("cow_cpu_ns", "guest time spent copying shared pages on write, since the start"),
 )
 """Columns of samples.parquet and of scans.parquet: one row per host and sampling time, or per end of a full scan."""
@@ -123,6 +155,9 @@ GUESTS: tuple[Column, ...] = (
     Column("end", "string", "", "running, stopped or oom-killed"),
     _memory("memory_bytes", "memory promised to the guest"),
     _memory("touched_bytes", "memory the guest has written at least once and still holds"),
+    _memory("swapped_bytes", "its part that is swapped out"),
+    Column("stall_s", "float64", "s", "time it waited for memory, each of its processors by itself"),
+    Column("progress_percent", "float64", "%", "work done, against what it would have done without waiting"),
     Column("ksm_merging_pages", "int64", "pages", "pages in the stable tree", _PROCESS + "ksm_merging_pages"),
     Column("ksm_zero_pages", "int64", "pages", "pages mapped to the kernel's zero page", _PROCESS + "ksm_zero_pages"),
     Column("ksm_rmap_items", "int64", "count", "page items KSM keeps, 64 bytes each", _PROCESS + "ksm_rmap_items"),
@@ -182,10 +217,16 @@ HEADLINES: tuple[Metric, ...] = (
         "cpu_overhead_percent",
         "%",
         "host CPU spent because of overcommit",
-        "100 * (ksmd_cpu_ns + cow_cpu_ns) / (cores * time), each summed over hosts",
+        "100 * (ksmd + cow + kswapd + reclaim + swap)_cpu_ns / (cores * time), each summed over hosts",
     ),
     Metric("cpu_scan_percent", "%", "its part for scanning", "100 * scan_cpu_ns / (cores * time)"),
     Metric("cpu_merge_percent", "%", "its part for merging", "100 * merge_cpu_ns / (cores * time)"),
+    Metric(
+        "cpu_swap_percent",
+        "%",
+        "its part for reclaiming, swapping and compressing",
+        "100 * (kswapd + reclaim + swap)_cpu_ns / (cores * time)",
+    ),
     Metric("cpu_cow_percent", "%", "its part for copying shared pages on write", "100 * cow_cpu_ns / (cores * time)"),
     Metric(
         "ksmd_cpu_percent",
@@ -229,6 +270,30 @@ HEADLINES: tuple[Metric, ...] = (
         "bytes",
         "free memory at the tightest moment of the tightest host",
         "smallest mem_free_bytes of any host and sample",
+    ),
+    Metric(
+        "mem_swapped_bytes",
+        "bytes",
+        "guest memory that is swapped out",
+        "mem_swapped_bytes summed over hosts at the last sample with a running guest",
+    ),
+    Metric(
+        "stall_percent",
+        "%",
+        "how much of the time some guest waited for memory",
+        "100 * psi_some_ns / time, mean over hosts",
+    ),
+    Metric(
+        "stall_full_percent",
+        "%",
+        "how much of the time none could run because of that",
+        "100 * psi_full_ns / time, mean over hosts",
+    ),
+    Metric(
+        "progress_percent",
+        "%",
+        "work that guests did, against what they would have done without waiting for memory",
+        "progress_percent, mean over guests",
     ),
     Metric("oom_kills", "count", "guests killed for lack of memory", "oom_kills summed over hosts at the last sample"),
     Metric("guests_running", "count", "guests running at the end", "guests_running summed over hosts, last sample"),

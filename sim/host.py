@@ -18,6 +18,7 @@ from sim.memory.access import by_activity, groups, numbered
 from sim.memory.guest import Advice, Burst, Vm
 from sim.memory.huge import Daemon, Hugetlbfs, Thp
 from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
+from sim.reclaim.psi import EVERY, Averages
 from sim.reclaim.swap import Swap
 from sim.reclaim.watermarks import Watermarks
 from sim.sharing import Sharing
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
     import simpy
 
     from sim.memory.pages import Int32, Int64, UInt16
-    from sim.sharing.room import Room
+    from sim.sharing.room import Room, Squeeze
 
 Steps = Generator[Any, Any, None]
 Column = Sequence[str] | np.ndarray[Any, np.dtype[Any]]
 
 _FRESH: Final = -1
+_OTHER_USES: Final = ("metadata", "reserved", "pool", "writeback")
+_AVERAGES: Final = tuple(f"psi_{kind}_avg{window}" for kind in ("some", "full") for window in (10, 60, 300))
 _STEP: Final = 5 * SECOND
 """Most simulated time (ns) that ksmd works in one compiled call."""
 
@@ -151,13 +154,22 @@ class Guest:
     started: bool = False
     ended: int | None = None
     end: str = "running"
-    final: dict[str, int] = field(default_factory=dict)
+    final: dict[str, int | float] = field(default_factory=dict)
     pages_written: int = 0
     expected_writes: float = 0.0
     level: float = 1.0
     level_since: int = 0
+    worked: int = 0
+    """Its activity time (ns) so far, stalls left out."""
+    planned: float = 0.0
+    """What that would be without stalls."""
     original: Int32 | None = None
     """What its pages held at the start, if a burst brings that back."""
+
+    @property
+    def progress_percent(self) -> float:
+        """Work done against what it would have done had it never waited for memory."""
+        return 100.0 * self.worked / self.planned if self.planned else 100.0
 
     @property
     def running(self) -> bool:
@@ -193,7 +205,8 @@ class _Rows:
 
     logs: list[Int64] = field(default_factory=list)
     others: list[tuple[int, ...]] = field(default_factory=list)
-    """Rows, and for all of them: promised bytes, guests running, OOM kills, khugepaged's CPU time in ns."""
+    """Rows, and for all of them: promised bytes, guests running, OOM kills, khugepaged's CPU time in ns, and the six
+    averages of pressure stall information in hundredths of a percent."""
 
     def add(self, log: Int64, *others: int) -> None:
         """Keep a copy of some rows."""
@@ -236,6 +249,7 @@ class Machine:
         self.layouts: dict[str, Mapping[str, PageNumbers]] = {}
         self.khugepaged = Daemon(host.thp.khugepaged)
         self.khugepaged_ns = 0
+        self.psi = Averages(), Averages()
         self.hugetlb_taken = 0
         own = {guest.vm.name: guest.vm for guest in self.guests if not guest.vm.fork_of}.values()
         kinds = (group.kind for vm in own for group in groups(vm.content, self._places_of(vm)))
@@ -250,7 +264,7 @@ class Machine:
             guests=len(self.guests), contents=contents, work_ps=self._work_prices(behaviour.WORK),
             split_ps=round(self.huge_prices.split.ns * 1000),
             nodes=host.numa_nodes, cold_milli=round(self.prices.cold_caches.factor * 1000), rates=rates,
-            key=key(seed, "host", name),
+            key=key(seed, "host", name), squeeze=self._squeeze(),
         )  # fmt: skip
 
     def _node_of(self, each: Assignment, index: int) -> int:
@@ -330,6 +344,23 @@ class Machine:
         held = np.cumsum([change for _, change in sorted(changes)])
         return int(held.max(initial=0)) * BLOCK
 
+    def _squeeze(self) -> Squeeze | None:
+        """How the host reclaims memory, if anything ever makes it do so."""
+        from sim.sharing.room import Squeeze
+
+        swap = self.host.swap
+        if swap is None and all(guest.vm.memory_limit is None for guest in self.guests):
+            return None
+        return Squeeze(
+            watermarks=self.host.watermarks.pages(self.host.memory),
+            swappiness=self.host.watermarks.swappiness,
+            page_cluster=self.host.watermarks.page_cluster,
+            slots=swap.size // PAGE_BYTES if swap else 0,
+            device=swap.device_times(self.prices) if swap else None,
+            look_ns=round(price_sets.look(self.prices).ns),
+            compresses=swap is not None and swap.device == "zram",
+        )
+
     def _work_prices(self, kinds: Sequence[str]) -> Int64:
         return np.array([self.prices.picoseconds(kind) for kind in kinds], np.int64)
 
@@ -348,6 +379,8 @@ class Machine:
             env.process(self._change_settings(self.host.ksm.changes))
         if self.host.thp.enabled != "never":
             env.process(self._collapse())
+        if self._squeeze():
+            env.process(self._average())
         tuner = self.host.ksmtuned or self.host.mom
         if tuner:
             env.process(self._tune(tuner))
@@ -445,7 +478,7 @@ class Machine:
             self.scanner.advise(guest.index, 0, vm.pages, True, now)
         if any(burst.leaves == "original" for burst in vm.bursts):
             guest.original = np.where(contents < 0, _FRESH, contents).astype(np.int32)
-        return self._try(guest, lambda: self.scanner.fill(guest.index, contents))
+        return self._try(guest, lambda: self.scanner.fill(guest.index, contents, now))
 
     def _has_thp(self, vm: Vm) -> bool:
         return vm.huge_pages != "hugetlbfs" and self.host.thp.gives(vm.huge_pages == "madvise")
@@ -563,35 +596,58 @@ class Machine:
         return vm.activity.levels[step % len(vm.activity.levels)] if vm.activity else 1.0
 
     def _account_writes(self, guest: Guest, now: int) -> None:
-        guest.pages_written += round(guest.expected_writes * guest.level * (now - guest.level_since) / SECOND)
-        guest.level_since = now
+        worked = self.scanner.activity(guest.index, now)
+        guest.pages_written += round(guest.expected_writes * (worked - guest.worked) / SECOND)
+        guest.planned += guest.level * (now - guest.level_since)
+        guest.worked, guest.level_since = worked, now
 
     def _write(self, guest: Guest, pages: PageNumbers, contents: Int32) -> bool:
         guest.pages_written += len(pages)
-        return self._try(guest, lambda: self.scanner.write(guest.index, pages, contents))
+        return self._try(guest, lambda: self.scanner.write(guest.index, pages, contents, int(self.env.now)))
 
     def _try(self, guest: Guest, ask: Callable[[], None]) -> bool:
-        """Let the guest ask for frames; without one it dies. Returns whether it lives."""
+        """Let the guest ask for frames; while there are none, somebody dies. Returns whether it lives."""
         from sim.sharing.room import OutOfFrames
 
-        try:
-            ask()
-        except OutOfFrames:
-            self._kill(guest, int(self.env.now))
+        while guest.running:
+            try:
+                ask()
+                break
+            except OutOfFrames:
+                self._kill(guest, int(self.env.now))
         return guest.running
 
     def _kill(self, guest: Guest, now: int) -> None:
-        """No frame is left: the guest that asked for one is killed."""
+        """No frame is left for a guest: it is killed if its own limit is why, else the worst of all."""
+        victim, why = guest, f"asked for a frame when {self.name} had none left"
+        if self.scanner.over_limit(guest.index):
+            why = "asked for a frame beyond its memory_limit when it could not reclaim any"
+        else:
+            victim = max((each for each in self.guests if each.running), key=lambda each: self._badness(each, guest))
+            if victim is not guest:
+                why = f"had the most memory when {guest.name} asked for a frame and {self.name} had none left"
         self.oom_kills += 1
-        self._note(guest, "oom-killed", f"asked for a frame when {self.name} had none left", now)
-        self._finish(guest, now)
-        self._leave(guest, "oom-killed", now)
+        self._note(victim, "oom-killed", why, now)
+        self._finish(victim, now)
+        self._leave(victim, "oom-killed", now)
+
+    def _badness(self, guest: Guest, asks: Guest) -> tuple[bool, int, bool]:
+        """How fit a guest is to be killed: by the pages it has and its oom_score_adj, and on a tie who asked.
+
+        Source: oom_badness() of Linux 6.18, page tables left out. Guests that must not be killed come last.
+        """
+        adjustment = guest.vm.oom_score_adj * (self.host.memory // PAGE_BYTES) // 1000
+        pages = self.scanner.touched(guest.index) if guest.vm.huge_pages != "hugetlbfs" else 0
+        return guest.vm.oom_score_adj > -1000, pages + adjustment, guest is asks
 
     def _finish(self, guest: Guest, now: int) -> None:
         """Keep what the guest's row in the table says, while its pages are there."""
         self._account_writes(guest, now)
         guest.final = {
             "touched_bytes": self.scanner.touched(guest.index) * PAGE_BYTES,
+            "swapped_bytes": self.scanner.swapped(guest.index) * PAGE_BYTES,
+            "stall_s": self.scanner.stalled(guest.index) / SECOND,
+            "progress_percent": guest.progress_percent,
             **self.scanner.counters_of(guest.index),
         }
 
@@ -633,6 +689,13 @@ class Machine:
             self.khugepaged_ns += spent
             yield self.env.timeout(spent)
 
+    def _average(self) -> Steps:
+        """Keep the averages of pressure stall information."""
+        while True:
+            yield self.env.timeout(EVERY)
+            for averages, total in zip(self.psi, self.scanner.pressure(int(self.env.now)), strict=True):
+                averages.update(total)
+
     def _tune(self, tuner: Ksmtuned | Mom) -> Steps:
         daemon = tuner.start()
         while True:
@@ -659,7 +722,8 @@ class Machine:
             yield self.env.timeout(min(self.sample_every, self.duration - now) or self.sample_every)
 
     def _record(self, rows: _Rows, log: Int64) -> None:
-        rows.add(log, self.promised, self.running, self.oom_kills, self.khugepaged_ns)
+        averages = (each for kind in self.psi for each in kind.hundredths())
+        rows.add(log, self.promised, self.running, self.oom_kills, self.khugepaged_ns, *averages)
 
     def _note(self, guest: Guest | None, kind: str, detail: str, now: int | None = None) -> None:
         time = (int(self.env.now) if now is None else now) / SECOND
@@ -669,11 +733,13 @@ class Machine:
     def _columns(self, rows: _Rows) -> dict[str, Column]:
         """Logged rows as the columns of the samples table."""
         log = np.concatenate(rows.logs) if rows.logs else np.zeros((0, self.scanner.ROW), np.int64)
-        others = np.array(rows.others or np.zeros((0, 5)), np.int64)
+        others = np.array(rows.others or np.zeros((0, 11)), np.int64)
         others = np.repeat(others[:, 1:], others[:, 0], axis=0)
         columns = self.scanner.columns(log)
         private, shared = columns["mem_private_bytes"], columns["mem_shared_bytes"]
-        used = private + shared + columns["mem_metadata_bytes"] + columns["mem_reserved_bytes"]
+        used = private + shared + sum(columns[f"mem_{kind}_bytes"] for kind in _OTHER_USES)
+        resident = columns["mem_touched_bytes"] - columns["mem_swapped_bytes"]
+        swap = self.host.swap.size if self.host.swap else 0
         cow_ps = self.prices.picoseconds("cow_break")
         return {
             **dict.fromkeys((column.name for column in SAMPLES), np.zeros(len(log), np.int64)),
@@ -684,7 +750,9 @@ class Machine:
             "mem_promised_bytes": others[:, 0],
             "mem_used_bytes": used,
             "mem_free_bytes": self.host.memory - used,
-            "saved_bytes": columns["mem_touched_bytes"] - private - shared,
+            "saved_bytes": resident - private - shared,
+            "swap_total_bytes": np.full(len(log), swap),
+            **{name: others[:, 4 + index] / 100 for index, name in enumerate(_AVERAGES)},
             "oom_kills": others[:, 2],
             "khugepaged_cpu_ns": others[:, 3],
             "cores": np.full(len(log), self.host.cores),

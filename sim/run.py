@@ -83,7 +83,7 @@ def _result(scenario: Scenario, digest: str, reports: Sequence[Report], wall_s: 
     guests = frame("guests", [row for report in reports for row in report.guests])
     events = [row for report in reports for row in report.events]
     events.sort(key=lambda row: float(str(row["time_s"])))
-    summary = summarise(samples, scans)
+    summary = summarise(samples, scans, guests)
     versions = {package: package_version(package) for package in _PACKAGES}
     manifest = {
         "engine": f"overcommit {versions['overcommit']}",

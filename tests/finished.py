@@ -53,12 +53,13 @@ def result(
     """Return a plausible run of 24 guests on each host, sampled once a second."""
     samples = frame("samples", [sample(host, time) for time in range(seconds + 1) for host in hosts])
     scans = frame("scans", [sample(host, time) for time in range(SCAN_S, seconds + 1, SCAN_S) for host in hosts])
-    summary = summarise(samples, scans)
+    guests = frame("guests", [guest(host, number) for host in hosts for number in range(24)])
+    summary = summarise(samples, scans, guests)
     return Result(
         scenario=Scenario(name),
         samples=samples,
         scans=scans,
-        guests=frame("guests", [guest(host, number) for host in hosts for number in range(24)]),
+        guests=guests,
         events=frame("events", [event("host-0", "web-3", "started", "512MiB")]),
         summary=summary,
         manifest={

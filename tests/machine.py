@@ -6,6 +6,8 @@ import numpy as np
 
 from sim.memory import pages as memory
 from sim.memory.pages import BLOCK, NEVER, Int32, Memory
+from sim.reclaim import pressure
+from sim.reclaim.pressure import Pressure
 from sim.sharing import ksm_pass as ksmd
 from sim.sharing.ksm_pass import Ksm
 
@@ -40,8 +42,12 @@ def empty_memory(*, pages: int, guests: int, frames: int, due: int = 64) -> Memo
         place=np.zeros(blocks * BLOCK, np.uint8),
         held=np.zeros(blocks * BLOCK, np.int32),
         accesses=np.zeros(blocks * BLOCK, np.uint16),
+        lru=np.zeros((0, memory.LRU_COLUMNS), np.int32),
+        seen=np.zeros(0, np.uint8),
         block=np.zeros((blocks, memory.BLOCK_COLUMNS), np.int64),
         frame=np.zeros((blocks * BLOCK + ksmd.ROOM, memory.FRAME_COLUMNS), np.int32),
+        frame_lru=np.zeros((0, memory.FRAME_LRU_COLUMNS), np.int32),
+        gone=np.zeros(0, np.int32),
         guest=np.zeros((guests, memory.GUEST_COLUMNS), np.int64),
         level=np.ones(guests),
         rates=np.zeros((CLASSES, memory.ACCESS_COLUMNS)),
@@ -51,6 +57,17 @@ def empty_memory(*, pages: int, guests: int, frames: int, due: int = 64) -> Memo
     m.counts[memory.LIMIT] = frames
     m.counts[memory.FREE_FRAME] = -1
     return m
+
+
+def no_pressure(guests: int) -> Pressure:
+    """Memory that is never reclaimed."""
+    return Pressure(
+        n=np.zeros(pressure.NUMBERS, np.int64),
+        channel=np.zeros(1, np.int64),
+        back=np.zeros((1, 2), np.int64),
+        load=np.zeros(guests),
+        idle=np.zeros(1),
+    )
 
 
 def idle_ksm(m: Memory, *, contents: int, chains: int = 1000, rows: int = 4000) -> Ksm:
@@ -147,7 +164,7 @@ class Machine:
 
     def collapse(self, guest: int, max_ptes_none: int, max_ptes_shared: int) -> None:
         """khugepaged goes through the guest."""
-        memory.collapse_blocks(self.m, guest, 0, 1 << 40, max_ptes_none, max_ptes_shared, self.now)
+        memory.collapse_blocks(self.m, guest, 0, 1 << 40, max_ptes_none, max_ptes_shared, 64, self.now)
 
     def exit(self, guest: int) -> None:
         """The guest ends."""

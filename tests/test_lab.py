@@ -336,7 +336,9 @@ def as_a_kernel_tells_it() -> Any:
     told = [*whole.samples.columns[:14], "ksmd_cpu_ns", "guests_running", "mem_promised_bytes", "cores"]
     samples, scans = (partial("samples", each[told]) for each in (whole.samples, whole.scans))
     guests = partial("guests", whole.guests.drop(columns="cow_breaks"))
-    return replace(whole, samples=samples, scans=scans, guests=guests, summary=summarise(samples, scans), verdicts=())
+    return replace(
+        whole, samples=samples, scans=scans, guests=guests, summary=summarise(samples, scans, guests), verdicts=()
+    )
 
 
 def test_figures_that_a_kernel_does_not_tell_are_no_data() -> None:

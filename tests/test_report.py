@@ -315,7 +315,7 @@ def test_a_run_without_guests_concludes_nothing():
 def test_one_guest_is_spoken_of_in_the_singular():
     samples = results.frame("samples", [finished.sample("h", time, guests=1) for time in range(10)])
     guests = results.frame("guests", [finished.guest("h", 0)])
-    text = words.conclusion(samples, guests, results.summarise(samples, samples.head(0)))
+    text = words.conclusion(samples, guests, results.summarise(samples, samples.head(0), guests))
 
     assert text.startswith("One guest, promised 512MiB, holds ")
 

@@ -39,6 +39,11 @@ def samples(*rows):
     return results.frame("samples", [blank | row for row in rows])
 
 
+def summarise(samples, scans):
+    """Return the metrics of a run without guests."""
+    return results.summarise(samples, scans, results.frame("guests", []))
+
+
 # --- summary ---
 
 
@@ -47,7 +52,7 @@ def test_the_summary_has_every_metric_in_the_order_of_its_definition(run):
 
 
 def test_a_run_without_samples_has_no_data():
-    assert set(results.summarise(samples(), samples()).values()) == {None}
+    assert set(summarise(samples(), samples()).values()) == {None}
 
 
 def test_the_consolidation_ratio_is_that_of_the_last_sample_with_a_running_guest():
@@ -56,7 +61,7 @@ def test_the_consolidation_ratio_is_that_of_the_last_sample_with_a_running_guest
         {"time_s": 1, "guests_running": 1, "mem_promised_bytes": 40, "mem_used_bytes": 10, "saved_bytes": 7},
         {"time_s": 2},
     )
-    summary = results.summarise(table, samples())
+    summary = summarise(table, samples())
 
     assert summary["consolidation_ratio"] == 4.0
     assert summary["saved_bytes"] == 7
@@ -70,7 +75,7 @@ def test_hosts_are_summed_before_the_ratio_is_taken():
         {"host": "b", "guests_running": 1, "mem_promised_bytes": 10, "mem_used_bytes": 10},
     )
 
-    assert results.summarise(table, samples())["consolidation_ratio"] == 5.0
+    assert summarise(table, samples())["consolidation_ratio"] == 5.0
 
 
 def test_the_mean_ratio_weighs_each_sample_by_the_time_to_the_next():
@@ -80,11 +85,11 @@ def test_the_mean_ratio_weighs_each_sample_by_the_time_to_the_next():
         {"time_s": 10, "guests_running": 1, "mem_promised_bytes": 90, "mem_used_bytes": 10},
     )
 
-    assert results.summarise(table, samples())["consolidation_ratio_mean"] == pytest.approx(1.1)
+    assert summarise(table, samples())["consolidation_ratio_mean"] == pytest.approx(1.1)
 
 
 def test_nothing_in_use_gives_no_ratio():
-    summary = results.summarise(samples({"guests_running": 1, "mem_promised_bytes": 10}), samples())
+    summary = summarise(samples({"guests_running": 1, "mem_promised_bytes": 10}), samples())
 
     assert summary["consolidation_ratio"] is None
     assert summary["consolidation_ratio_mean"] is None
@@ -93,7 +98,7 @@ def test_nothing_in_use_gives_no_ratio():
 def test_cpu_overhead_is_the_sum_of_its_parts_over_all_cores():
     second = 10**9
     spent = {"scan_cpu_ns": second, "merge_cpu_ns": 2 * second, "ksmd_cpu_ns": 3 * second, "cow_cpu_ns": second}
-    summary = results.summarise(samples({"time_s": 10, "cores": 4} | spent), samples())
+    summary = summarise(samples({"time_s": 10, "cores": 4} | spent), samples())
 
     assert summary["cpu_overhead_percent"] == pytest.approx(10.0)
     parts = [summary[f"cpu_{part}_percent"] for part in ("scan", "merge", "cow")]
@@ -102,39 +107,39 @@ def test_cpu_overhead_is_the_sum_of_its_parts_over_all_cores():
 
 
 def test_cpu_shares_have_no_data_at_time_zero():
-    assert results.summarise(samples({"time_s": 0, "cores": 4}), samples())["cpu_overhead_percent"] is None
+    assert summarise(samples({"time_s": 0, "cores": 4}), samples())["cpu_overhead_percent"] is None
 
 
 def test_scan_time_is_the_mean_of_the_last_nine_scans_the_cycle_of_smart_scan():
     ends = samples(*({"time_s": at} for at in (50, 150, 160, 171, 171.5, 172, 190, 200, 210, 220, 240)))
 
-    assert results.summarise(samples(), ends)["scan_time_s"] == pytest.approx(10.0)
+    assert summarise(samples(), ends)["scan_time_s"] == pytest.approx(10.0)
 
 
 def test_one_full_scan_gives_no_scan_time():
-    assert results.summarise(samples(), samples({"time_s": 50}))["scan_time_s"] is None
+    assert summarise(samples(), samples({"time_s": 50}))["scan_time_s"] is None
 
 
 def test_the_cpu_of_the_last_scans_leaves_out_what_was_before():
     ends = samples({"time_s": 10, "ksmd_cpu_ns": 9 * 10**9}, {"time_s": 20, "ksmd_cpu_ns": 10 * 10**9})
 
-    assert results.summarise(samples(), ends)["ksmd_cpu_percent_settled"] == pytest.approx(10.0)
+    assert summarise(samples(), ends)["ksmd_cpu_percent_settled"] == pytest.approx(10.0)
 
 
 def test_the_time_to_90_percent_is_the_first_sample_that_has_them():
     table = samples(*({"time_s": at, "guests_running": 1, "saved_bytes": at * 10} for at in range(11)))
 
-    assert results.summarise(table, samples())["time_to_90_percent_s"] == 9.0
+    assert summarise(table, samples())["time_to_90_percent_s"] == 9.0
 
 
 def test_nothing_saved_gives_no_time_to_90_percent():
-    assert results.summarise(samples({"guests_running": 1}), samples())["time_to_90_percent_s"] is None
+    assert summarise(samples({"guests_running": 1}), samples())["time_to_90_percent_s"] is None
 
 
 def test_counters_are_summed_over_hosts_at_the_last_sample():
     rows = [{"time_s": at, "host": host, "pages_sharing": at + 1} for at in (0, 1) for host in "ab"]
 
-    assert results.summarise(samples(*rows), samples())["pages_sharing"] == 4
+    assert summarise(samples(*rows), samples())["pages_sharing"] == 4
 
 
 def test_free_memory_is_that_of_the_tightest_host_and_moment():
@@ -143,11 +148,11 @@ def test_free_memory_is_that_of_the_tightest_host_and_moment():
         for at, host, free in [(0, "a", 9), (0, "b", 3), (1, "a", 5)]
     ]
 
-    assert results.summarise(samples(*rows), samples())["mem_free_min_bytes"] == 3
+    assert summarise(samples(*rows), samples())["mem_free_min_bytes"] == 3
 
 
 def test_ksm_savings_are_counted_in_whole_pages():
-    summary = results.summarise(samples({"guests_running": 1, "pages_sharing": 5, "ksm_zero_pages": 2}), samples())
+    summary = summarise(samples({"guests_running": 1, "pages_sharing": 5, "ksm_zero_pages": 2}), samples())
 
     assert summary["saved_ksm_bytes"] == 7 * PAGE_BYTES
 

@@ -130,6 +130,8 @@ class Paging(Block):
     """Fault on a page that was swapped out."""
     page_out: Price
     """Taking a page from a process and handing it to the device."""
+    look: Price | None = None
+    """Finding out that a page was used of late, so that it stays; the bundled default's unless given."""
 
 
 class Prices(Block):
@@ -234,6 +236,13 @@ def compressor(prices: Prices, algorithm: str) -> Compressor:
 def paging(prices: Prices) -> Paging:
     """What swapping costs, the device apart, by this set, or else by the bundled default."""
     found = prices.paging or load(DEFAULT).paging
+    assert found is not None  # the bundled default has it
+    return found
+
+
+def look(prices: Prices) -> Price:
+    """What it costs to find out that a page was used of late, by this set, or else by the bundled default."""
+    found = paging(prices).look or paging(load(DEFAULT)).look
     assert found is not None  # the bundled default has it
     return found
 

@@ -202,7 +202,7 @@ def _result(scenario: Scenario, plan: Workload, recording: Recording, took: Mapp
         **took,
         "disturbance": asdict(recording.disturbance),
     }
-    summary = summarise(samples, scans)
+    summary = summarise(samples, scans, guests)
     asked = [each for each in scenario.expect if summary[each.metric.name] is not None]
     return Replay(
         scenario,
@@ -356,11 +356,11 @@ class _Tape(Scanner):
         self.lives[guest].accesses = accesses
         super().set_accesses(guest, accesses)
 
-    def fill(self, guest: int, contents: Int32) -> None:
+    def fill(self, guest: int, contents: Int32, now: int) -> None:
         """A guest has its first contents."""
+        super().fill(guest, contents, now)
         life = self.lives[guest]
         life.keys, life.present = self._keys(contents), contents != NEVER
-        super().fill(guest, contents)
 
     def fork(self, parent: int, child: int, next_content: int, now: int) -> int:
         """A guest is a copy of another."""
@@ -368,10 +368,11 @@ class _Tape(Scanner):
         life.parent, life.mergeable, life.accesses = parent, True, self.lives[parent].accesses
         return super().fork(parent, child, next_content, now)
 
-    def write(self, guest: int, pages: Int64, contents: Int32) -> None:
+    def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
         """A guest writes."""
-        self._noted_writes.append((self._now, guest, pages, self._keys(contents)))
-        super().write(guest, pages, contents)
+        if len(self.lives[guest].keys):  # what fills it is not a write of its own
+            self._noted_writes.append((now, guest, pages, self._keys(contents)))
+        super().write(guest, pages, contents, now)
 
     def advise(self, guest: int, first: int, pages: int, mergeable: bool, now: int) -> bool:
         """A guest offers memory to KSM or takes it back; the offer before it has any contents is its start."""

@@ -41,20 +41,22 @@ _OPTIONS = {"error_model": "numpy", "_nrt": False}
 
 def compiled(loop: Loop) -> Loop:
     """Compile *loop* on first use; later processes load the machine code from the cache."""
-    return cast(Loop, _njit(cache=True, **_OPTIONS)(loop))
+    return cast(Loop, _for_all_integers(_njit(cache=True, **_OPTIONS)(loop)))
 
 
 def inlined(loop: Loop) -> Loop:
-    """Compile *loop* into its callers only, once for all kinds of integer.
-
-    numba would compile it anew for each constant and each width of an argument, and give it an entry from Python.
-    """
+    """Compile *loop* into its callers only; it has no entry from Python."""
     dispatcher = _njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **_OPTIONS)(loop)
+    return cast(Loop, _for_all_integers(dispatcher))
+
+
+def _for_all_integers(dispatcher: Any) -> Any:
+    """Let compiled callers share one version: numba would make one for each constant and width of an argument."""
     template = dispatcher.get_call_template
     dispatcher.get_call_template = lambda args, kws: template(
         tuple(_widened(kind) for kind in args), {name: _widened(kind) for name, kind in kws.items()}
     )
-    return cast(Loop, dispatcher)
+    return dispatcher
 
 
 def _widened(kind: Any) -> Any:

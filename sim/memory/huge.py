@@ -27,6 +27,8 @@ class Khugepaged(Block):
     """Most pages of an area that may be untouched; they cost memory from then on."""
     max_ptes_shared: int = Field(default=256, ge=0, le=511)
     """Most pages of an area that may be shared, by KSM or by a fork; they are copied and shared no more."""
+    max_ptes_swap: int = Field(default=64, ge=0, le=511)
+    """Most pages of an area that may be swapped out; they are read back."""
 
 
 class Thp(Block):
@@ -100,8 +102,9 @@ class Daemon:
                 if passes > 1:
                     break
             seen, made, ended = collapse_blocks(
-                m, self._guests[self._turn], self._block, left, settings.max_ptes_none, settings.max_ptes_shared, now
-            )
+                m, self._guests[self._turn], self._block, left, settings.max_ptes_none, settings.max_ptes_shared,
+                settings.max_ptes_swap, now,
+            )  # fmt: skip
             left, looked, collapsed, self._block = left - seen, looked + seen, collapsed + made, self._block + seen
             if ended:
                 self._turn, self._block = self._turn + 1, 0

@@ -1,8 +1,12 @@
 """Pages, frames and contents of one host as arrays, and the compiled steps that change them.
 
-A page is present or not; a present page has a frame of its own (its content is then kept in `held`), maps a shared
-frame (`held` is that frame's number and the content lives in the frame), or maps the zero page. Content therefore
-always belongs to the frame: a wrong merge shows as a wrong read.
+A page is present, swapped out, or neither; a present page has a frame of its own (its content is then kept in `held`),
+maps a shared frame (`held` is that frame's number and the content lives in the frame), or maps the zero page. Content
+therefore always belongs to the frame: a wrong merge shows as a wrong read. The content of a swapped page is kept in
+`held`, or in an entry of the same table where several pages wait for one slot of swap.
+
+Where memory can be reclaimed (`LRU` is set) each guest has an inactive and an active list of what it can lose: pages of
+its own, huge pages (by their first page) and shared frames that are charged to it.
 
 Contents are 32-bit numbers. 0 is the zero page; negative ones are held by one page only; all others are equal exactly
 when the bytes are equal.
@@ -20,22 +24,33 @@ PAGE_BYTES = 4096
 BLOCK = 512
 """Pages in a block: the unit that is scanned at once while nothing in it changes (2 MiB, as a huge page)."""
 
-PRESENT, MERGEABLE, SHARED, ZERO, DUE = 1, 2, 4, 8, 16
-"""Bits of `Memory.place`; DUE marks a page whose next write is already on the list of due writes."""
+PRESENT, MERGEABLE, SHARED, ZERO, DUE, SWAPPED, DUE_READ, SLOT = 1, 2, 4, 8, 16, 32, 64, 128
+"""Bits of `Memory.place`; DUE and DUE_READ mark a page whose next write or read is already on the list of what is due;
+SLOT a page that is present and has an equal copy in swap."""
+
+ACTIVE_LIST, REFERENCED, YOUNG, WORKINGSET, READ_AHEAD = 1, 2, 4, 8, 16
+"""Bits of `Memory.seen`: on the active list; found accessed once; accessed at a known moment since it was looked at;
+has been on the active list; was read from swap before anyone asked for it."""
 
 NEVER = -(1 << 31)
 """No content: no checksum yet, or a page that was never touched."""
 FRESH = -1
 """Asks a write for a content that its page never held before; never a content itself."""
 
-ANON, KSM, REMOVED = 1, 2, 3
-"""Kinds of shared frame: shared by fork, a KSM page, a KSM page whose stable node is gone but still has items."""
+ANON, KSM, REMOVED, SWAP_ENTRY = 1, 2, 3, 4
+"""Kinds of shared frame: shared by fork, a KSM page, a KSM page whose stable node is gone but still has items; and one
+that is no frame: a slot of swap for which several pages wait."""
 
 # Indexes into Memory.counts.
 LIMIT, PRIVATE, FRAMES, METADATA, TOUCHED, SHARERS, KSM_ZERO, COW_KSM, COW_FORK, DEATHS, DUE_COUNT = range(11)
 FREE_FRAME, FRAME_HIGH, SERIAL, REUSE_LAST_MAPPER, SPLIT_FREES_ZERO = range(11, 16)
 HUGE_PAGES, THP_SPLIT, THP_FAULT, THP_FALLBACK, THP_COLLAPSE, RESERVED = range(16, 22)
-COUNTS = 22
+LRU, SWAP_SLOTS, SLOTS_USED, SWAPPED_PAGES, POOL, WRITEBACK, KEEPS_SLOTS, GONE = range(22, 30)
+PSWPIN, PSWPOUT, SWPIN_ZERO, SWPOUT_ZERO, THP_SWPOUT, KSM_SWPIN_COPY, SWAP_RA, SWAP_RA_HIT = range(30, 38)
+PGSCAN_KSWAPD, PGSCAN_DIRECT, PGSTEAL_KSWAPD, PGSTEAL_DIRECT, ALLOCSTALL = range(38, 43)
+PGMAJFAULT, REFAULT, REFAULT_ACTIVE = range(43, 46)
+PSI_SOME, PSI_FULL, KSWAPD_PS, DIRECT_PS, SWAP_PS, STALLED_NS = range(46, 52)
+COUNTS = 52
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
 DIRTY, GUEST, LOOKED, HUGE, ADJACENT = range(5)
@@ -43,13 +58,24 @@ BLOCK_COLUMNS = 5
 CONTENT, MAPS, KIND = range(3)
 FRAME_COLUMNS = 3
 FIRST, PAGES, KEY, SINCE, ACTIVE, COPIES, THP = range(7)
-GUEST_COLUMNS = 7
+CHARGED, CHARGE_LIMIT, OUT, AGE, STALLED, VCPUS, LAST_READ, WINDOW, HITS = range(7, 16)
+INACTIVE = 16
+GUEST_COLUMNS = 22
+HEAD, TAIL, SIZE = range(3)
+"""Columns of a list in `Memory.guest`: the inactive one from INACTIVE on, then the active one."""
+LIST_COLUMNS = 3
+NEXT, PREVIOUS, STAMP = range(3)
+LRU_COLUMNS = 3
+OWNER, RING, SEEN = range(3, 6)
+FRAME_LRU_COLUMNS = 6
 WRITES, READS, PERIOD, LOOP_FIRST, LOOP_PAGES, LOWEST, SPAN = range(7)
 ACCESS_COLUMNS = 7
 TIME, ACTIVE_TIME, PAGE = range(3)
 DUE_COLUMNS = 3
 
 END_OF_TIME = 1 << 62
+STAMP_SHIFT = 16
+"""Stamps are activity times in units of 2^16 ns, modulo 2^32."""
 OK, NO_FRAME = 0, 1
 
 UInt8 = npt.NDArray[np.uint8]
@@ -65,8 +91,15 @@ class Memory(NamedTuple):
     Few arrays with named columns rather than many: the compiler's time grows with their number.
     """
 
-    place: UInt8  # (pages,) bits PRESENT MERGEABLE SHARED ZERO DUE
+    place: UInt8  # (pages,) bits PRESENT MERGEABLE SHARED ZERO DUE SWAPPED DUE_READ SLOT
     held: Int32  # (pages,) content of a private page, frame number of a shared one
+    lru: Int32  # (pages, LRU_COLUMNS), empty without LRU: NEXT and PREVIOUS entry of its list (page + 1, or
+    #             -(frame + 1), 0 none), of a page that maps a shared frame page + 1 of the frame's other mappers in a
+    #             ring; STAMP when it was last looked at, of a swapped page the AGE of its guest when that happened
+    seen: UInt8  # (pages,), empty without LRU: bits ACTIVE_LIST REFERENCED YOUNG WORKINGSET READ_AHEAD
+    frame_lru: Int32  # (shared frames, FRAME_LRU_COLUMNS), empty without LRU: as lru; OWNER the guest it is charged to,
+    #                   RING page + 1 of a mapper, SEEN as seen
+    gone: Int32  # (GONE entries,) mergeable pages that were swapped out (page + 1) or came back (-(page + 1)) of late
     accesses: UInt16  # (pages,) class of random accesses, 0 none
     block: Int64  # (blocks, BLOCK_COLUMNS) DIRTY changed since the scanner last summed it up, GUEST number,
     #               LOOKED activity time (ns) up to which random writes are in the contents, HUGE 1 while its pages are
@@ -74,19 +107,22 @@ class Memory(NamedTuple):
     frame: Int32  # (shared frames, FRAME_COLUMNS) CONTENT, MAPS mappings (of an unused entry the next one), KIND
     guest: Int64  # (guests, GUEST_COLUMNS) FIRST page, PAGES, KEY of its stream of writes, host time (ns) SINCE which
     #               the present activity level lasts, ACTIVE activity time (ns) then, COPIES on write, THP 1 if its
-    #               page faults ask for huge pages
+    #               page faults ask for huge pages; CHARGED frames and CHARGE_LIMIT of its memory cgroup, OUT swapped
+    #               pages, AGE evictions and activations so far, STALLED ns, VCPUS, LAST_READ page from swap, WINDOW and
+    #               HITS of readahead; the two lists
     level: Float64  # (guests,) activity time per host time
     rates: Float64  # (classes, ACCESS_COLUMNS) WRITES and READS per ns of activity time and page; PERIOD (ns of
     #                 activity time) of a loop that reads LOOP_PAGES pages from LOOP_FIRST of the guest, one after the
     #                 other; LOWEST content left by a write, SPAN number of such contents (0: a fresh one each time);
     #                 classes without writes come last
-    due: Int64  # (due, DUE_COLUMNS) heap of writes already drawn: host TIME (ns), ACTIVE_TIME (ns), PAGE
+    due: Int64  # (due, DUE_COLUMNS) heap of accesses already drawn: host TIME (ns), ACTIVE_TIME (ns), PAGE * 2, plus 1
+    #             for a read
     counts: Int64  # (COUNTS,)
 
 
 @inlined
 def content_of(m: Memory, page: int) -> int:
-    """What a read of the page returns."""
+    """What a read of the page returns, once it is present."""
     place = m.place[page]
     if place & ZERO:
         return 0
@@ -100,7 +136,7 @@ def frames_free(m: Memory) -> int:
     """Frames that nothing uses."""
     counts = m.counts
     used = counts[PRIVATE] + counts[FRAMES] + counts[RESERVED] + (counts[METADATA] + PAGE_BYTES - 1) // PAGE_BYTES
-    return int(counts[LIMIT] - used)
+    return int(counts[LIMIT] - used - counts[POOL] - counts[WRITEBACK])
 
 
 @inlined
@@ -109,6 +145,148 @@ def fresh_content(m: Memory) -> int:
     serial = (m.counts[SERIAL] + 1) % ((1 << 31) - 2)
     m.counts[SERIAL] = serial
     return int(FRESH - 1 - serial)
+
+
+@inlined
+def charge(m: Memory, guest: int, frames: int) -> None:
+    """Charge frames to a guest's memory cgroup, or fewer than none."""
+    m.guest[guest, CHARGED] += frames
+
+
+@inlined
+def weight(m: Memory, entry: int) -> int:
+    """Frames that an entry of a list stands for."""
+    return BLOCK if entry > 0 and m.block[(entry - 1) // BLOCK, HUGE] else 1
+
+
+@inlined
+def neighbour(m: Memory, entry: int, side: int) -> int:
+    """The NEXT or PREVIOUS entry of a list."""
+    return int(m.lru[entry - 1, side] if entry > 0 else m.frame_lru[-entry - 1, side])
+
+
+@inlined
+def set_neighbour(m: Memory, entry: int, side: int, other: int) -> None:
+    """Set the NEXT or PREVIOUS entry of a list."""
+    if entry > 0:
+        m.lru[entry - 1, side] = other
+    else:
+        m.frame_lru[-entry - 1, side] = other
+
+
+@inlined
+def bits_of(m: Memory, entry: int) -> int:
+    """What is known of an entry: the bits of `Memory.seen`."""
+    return int(m.seen[entry - 1] if entry > 0 else m.frame_lru[-entry - 1, SEEN])
+
+
+@inlined
+def set_bits(m: Memory, entry: int, bits: int) -> None:
+    """Set what is known of an entry."""
+    if entry > 0:
+        m.seen[entry - 1] = bits
+    else:
+        m.frame_lru[-entry - 1, SEEN] = bits
+
+
+@inlined
+def list_of(m: Memory, entry: int) -> int:
+    """First column of the list that an entry is on."""
+    return INACTIVE + LIST_COLUMNS if bits_of(m, entry) & ACTIVE_LIST else INACTIVE
+
+
+@compiled
+def put(m: Memory, guest: int, entry: int, active: bool) -> None:
+    """Put an entry at the head of one of a guest's lists."""
+    bits = bits_of(m, entry) & ~ACTIVE_LIST
+    set_bits(m, entry, bits | ACTIVE_LIST if active else bits)
+    column = INACTIVE + LIST_COLUMNS if active else INACTIVE
+    first = m.guest[guest, column + HEAD]
+    set_neighbour(m, entry, NEXT, first)
+    set_neighbour(m, entry, PREVIOUS, 0)
+    if first:
+        set_neighbour(m, first, PREVIOUS, entry)
+    else:
+        m.guest[guest, column + TAIL] = entry
+    m.guest[guest, column + HEAD] = entry
+    m.guest[guest, column + SIZE] += weight(m, entry)
+
+
+@compiled
+def take(m: Memory, guest: int, entry: int) -> None:
+    """Take an entry off its list."""
+    column = list_of(m, entry)
+    following, previous = neighbour(m, entry, NEXT), neighbour(m, entry, PREVIOUS)
+    if previous:
+        set_neighbour(m, previous, NEXT, following)
+    else:
+        m.guest[guest, column + HEAD] = following
+    if following:
+        set_neighbour(m, following, PREVIOUS, previous)
+    else:
+        m.guest[guest, column + TAIL] = previous
+    m.guest[guest, column + SIZE] -= weight(m, entry)
+
+
+@compiled
+def put_behind(m: Memory, guest: int, entry: int, before: int) -> None:
+    """Put an entry on the list of another one, right behind it."""
+    bits = bits_of(m, before)
+    set_bits(m, entry, bits)
+    column = list_of(m, before)
+    following = neighbour(m, before, NEXT)
+    set_neighbour(m, entry, NEXT, following)
+    set_neighbour(m, entry, PREVIOUS, before)
+    set_neighbour(m, before, NEXT, entry)
+    if following:
+        set_neighbour(m, following, PREVIOUS, entry)
+    else:
+        m.guest[guest, column + TAIL] = entry
+    m.guest[guest, column + SIZE] += weight(m, entry)
+
+
+@compiled
+def replace(m: Memory, guest: int, page: int, frame: int) -> None:
+    """Let a shared frame have the place of the page on its list."""
+    m.frame_lru[frame, OWNER] = guest
+    m.frame_lru[frame, RING] = 0
+    m.frame_lru[frame, STAMP] = m.lru[page, STAMP]
+    put_behind(m, guest, -(frame + 1), page + 1)
+    take(m, guest, page + 1)
+
+
+@compiled
+def join_ring(m: Memory, page: int, frame: int) -> None:
+    """Enter the page among the mappers of a shared frame."""
+    other = m.frame_lru[frame, RING]
+    if other == 0:
+        m.lru[page, NEXT] = m.lru[page, PREVIOUS] = page + 1
+        m.frame_lru[frame, RING] = page + 1
+    else:
+        behind = m.lru[other - 1, NEXT]
+        m.lru[page, NEXT], m.lru[page, PREVIOUS] = behind, other
+        m.lru[other - 1, NEXT] = page + 1
+        m.lru[behind - 1, PREVIOUS] = page + 1
+
+
+@compiled
+def leave_ring(m: Memory, page: int, frame: int) -> None:
+    """Strike the page from the mappers of a shared frame."""
+    following, previous = m.lru[page, NEXT], m.lru[page, PREVIOUS]
+    if following == page + 1:
+        m.frame_lru[frame, RING] = 0
+    else:
+        m.lru[previous - 1, NEXT] = following
+        m.lru[following - 1, PREVIOUS] = previous
+        m.frame_lru[frame, RING] = following
+
+
+@inlined
+def drop_slot(m: Memory, page: int) -> None:
+    """Give back the slot of swap that a present page may still have."""
+    if m.place[page] & SLOT:
+        m.place[page] &= ~SLOT
+        m.counts[SLOTS_USED] -= 1
 
 
 @inlined
@@ -143,9 +321,33 @@ def map_frame(m: Memory, page: int, frame: int) -> None:
     m.held[page] = frame
     m.frame[frame, MAPS] += 1
     m.counts[SHARERS] += 1
+    if m.counts[LRU]:
+        join_ring(m, page, frame)
 
 
-@inlined
+@compiled
+def own_frame(m: Memory, page: int) -> None:
+    """Give a page that maps nothing a frame of its own."""
+    m.counts[PRIVATE] += 1
+    if m.counts[LRU]:
+        m.seen[page] = YOUNG
+        charge(m, m.block[page // BLOCK, GUEST], 1)
+        put(m, m.block[page // BLOCK, GUEST], page + 1, False)
+
+
+@compiled
+def share_own_frame(m: Memory, page: int, content: int, kind: int) -> int:
+    """Make the page's own frame a shared one that it maps; there is room. Returns the frame's number."""
+    frame = new_frame(m, content, kind)
+    m.counts[PRIVATE] -= 1
+    drop_slot(m, page)
+    if m.counts[LRU]:
+        replace(m, m.block[page // BLOCK, GUEST], page, frame)
+    map_frame(m, page, frame)
+    return int(frame)
+
+
+@compiled
 def leave_frame(m: Memory, page: int) -> None:
     """Take away what the page maps; it is then in nobody's frame (its caller gives it another place)."""
     place = m.place[page]
@@ -155,15 +357,24 @@ def leave_frame(m: Memory, page: int) -> None:
         frame = m.held[page]
         m.frame[frame, MAPS] -= 1
         m.counts[SHARERS] -= 1
+        if m.counts[LRU]:
+            leave_ring(m, page, frame)
         if m.frame[frame, MAPS] == 0:
             m.counts[FRAMES] -= 1
+            if m.counts[LRU]:
+                charge(m, m.frame_lru[frame, OWNER], -1)
+                take(m, m.frame_lru[frame, OWNER], -(frame + 1))
             if m.frame[frame, KIND] == ANON:
                 forget_frame(m, frame)
             else:
                 m.counts[DEATHS] += 1
     else:
         m.counts[PRIVATE] -= 1
-    m.place[page] = place & ~(SHARED | ZERO)
+        drop_slot(m, page)
+        if m.counts[LRU]:
+            charge(m, m.block[page // BLOCK, GUEST], -1)
+            take(m, m.block[page // BLOCK, GUEST], page + 1)
+    m.place[page] &= ~(SHARED | ZERO)
 
 
 @inlined
@@ -179,7 +390,7 @@ def copies_on_write(m: Memory, page: int) -> bool:
     return False
 
 
-@inlined
+@compiled
 def may_be_huge(m: Memory, block: int) -> bool:
     """Whether a page fault in the block may bring a huge page: asked for, all inside the guest, nothing there yet."""
     guest = m.block[block, GUEST]
@@ -188,7 +399,20 @@ def may_be_huge(m: Memory, block: int) -> bool:
     there = 0
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
         there |= m.place[page]
-    return not there & PRESENT
+    return not there & (PRESENT | SWAPPED)
+
+
+@compiled
+def own_huge(m: Memory, block: int) -> None:
+    """Give the pages of a block, which map nothing, a huge page."""
+    m.block[block, HUGE] = 1
+    m.block[block, ADJACENT] = 1
+    m.counts[PRIVATE] += BLOCK
+    m.counts[HUGE_PAGES] += 1
+    if m.counts[LRU]:
+        m.seen[block * BLOCK] = YOUNG
+        charge(m, m.block[block, GUEST], BLOCK)
+        put(m, m.block[block, GUEST], block * BLOCK + 1, False)
 
 
 @compiled
@@ -196,25 +420,30 @@ def fault_huge(m: Memory, block: int) -> bool:
     """Let a page fault bring a huge page full of zeros, if it may. Returns whether it did."""
     if not may_be_huge(m, block):
         return False
-    if frames_free(m) < BLOCK:
+    guest = m.block[block, GUEST]
+    limit = m.guest[guest, CHARGE_LIMIT]
+    if frames_free(m) < BLOCK or (limit and m.guest[guest, CHARGED] + BLOCK > limit):
         m.counts[THP_FALLBACK] += 1
         return False
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
         m.place[page] |= PRESENT
         m.held[page] = 0
-    m.block[block, HUGE] = 1
-    m.block[block, ADJACENT] = 1
     m.counts[TOUCHED] += BLOCK
-    m.counts[PRIVATE] += BLOCK
-    m.counts[HUGE_PAGES] += 1
+    own_huge(m, block)
     m.counts[THP_FAULT] += 1
     return True
 
 
-@inlined
+@compiled
 def part_huge(m: Memory, block: int) -> None:
     """Let the pages of a huge page be ordinary pages from now on."""
     m.block[block, HUGE] = 0
+    if m.counts[LRU]:
+        guest, first = m.block[block, GUEST], block * BLOCK
+        m.guest[guest, list_of(m, first + 1) + SIZE] -= BLOCK - 1
+        for page in range(first + 1, first + BLOCK):
+            put_behind(m, guest, page + 1, page)
+            m.lru[page, STAMP] = m.lru[first, STAMP]
     m.block[block, DIRTY] = 1
     m.counts[HUGE_PAGES] -= 1
 
@@ -233,7 +462,10 @@ def split_huge(m: Memory, block: int, now: int) -> None:
 
 @compiled
 def write_page(m: Memory, page: int, content: int) -> int:
-    """One write by a guest, with its page fault or copy on write. Returns OK or NO_FRAME (nothing changed)."""
+    """One write by a guest to a page that is not swapped out, with its page fault or copy on write.
+
+    Returns OK or NO_FRAME (nothing changed).
+    """
     place = m.place[page]
     if not place & PRESENT:
         if not fault_huge(m, page // BLOCK):
@@ -241,7 +473,7 @@ def write_page(m: Memory, page: int, content: int) -> int:
                 return NO_FRAME
             m.place[page] = place | PRESENT
             m.counts[TOUCHED] += 1
-            m.counts[PRIVATE] += 1
+            own_frame(m, page)
     elif place & (SHARED | ZERO):
         if copies_on_write(m, page):
             if frames_free(m) < 1:
@@ -252,22 +484,12 @@ def write_page(m: Memory, page: int, content: int) -> int:
             else:
                 m.counts[COW_FORK] += 1
         leave_frame(m, page)
-        m.counts[PRIVATE] += 1
+        own_frame(m, page)
+    else:
+        drop_slot(m, page)
     m.held[page] = content
     m.block[page // BLOCK, DIRTY] = 1
     return OK
-
-
-@compiled
-def write_pages(m: Memory, first: int, pages: Int64, contents: Int32) -> int:
-    """Write contents to pages `first + pages`. Returns how many are done: not all when no frame is left."""
-    for i in range(pages.size):
-        content = int(contents[i])
-        if content == FRESH:
-            content = fresh_content(m)
-        if write_page(m, first + pages[i], content) != OK:
-            return i
-    return int(pages.size)
 
 
 @compiled
@@ -281,6 +503,8 @@ def drop_page(m: Memory, page: int) -> None:
         m.counts[TOUCHED] -= 1
         m.place[page] &= ~PRESENT
         m.block[page // BLOCK, DIRTY] = 1
+    elif place & SWAPPED:
+        leave_swap(m, page)
 
 
 @compiled
@@ -304,7 +528,7 @@ def fill_pages(m: Memory, first: int, contents: Int32) -> int:
                 return i
             m.place[page] |= PRESENT
             counts[TOUCHED] += 1
-            counts[PRIVATE] += 1
+            own_frame(m, page)
         m.held[page] = content
     for block in range(first // BLOCK, (first + contents.size + BLOCK - 1) // BLOCK):
         m.block[block, DIRTY] = 1
@@ -335,8 +559,8 @@ def drawn(m: Memory, guest: int, page: int, active: int) -> np.uint64:
 
 @inlined
 def activity_time(m: Memory, guest: int, now: int) -> int:
-    """Host time to the guest's activity time (both ns): the integral of its activity level."""
-    return int(m.guest[guest, ACTIVE] + np.int64((now - m.guest[guest, SINCE]) * m.level[guest]))
+    """Host time to the guest's activity time (both ns): the integral of its activity level, stalls left out."""
+    return int(m.guest[guest, ACTIVE] + np.int64(max(now - m.guest[guest, SINCE], 0) * m.level[guest]))
 
 
 @inlined
@@ -373,7 +597,7 @@ def look(m: Memory, block: int, now: int) -> bool:
         if m.rates[kind, WRITES] == 0.0:
             continue
         found = True
-        if m.place[page] & (PRESENT | SHARED | ZERO) != PRESENT:
+        if m.place[page] & (PRESENT | SHARED | ZERO | DUE) != PRESENT:
             continue
         if kind != kind_before:
             written = -math.expm1(-m.rates[kind, WRITES] * (active - before))
@@ -382,20 +606,165 @@ def look(m: Memory, block: int, now: int) -> bool:
         draw = drawn(m, guest, page, active)
         if draw >> np.uint64(1) < threshold:
             m.held[page] = written_content(m, kind, draw)
+            drop_slot(m, page)
     return found
 
 
+# --- swap ------------------------------------------------------------------------------------------------------------
+
+
 @inlined
-def may_collapse(m: Memory, block: int, max_ptes_none: int, max_ptes_shared: int) -> bool:
-    """Whether khugepaged takes the block: something is there, and not too much is missing or shared."""
-    none, shared = 0, 0
+def note_gone(m: Memory, page: int, entry: int) -> None:
+    """Let whoever scans know that a mergeable page was swapped out or came back, if there is room for the note."""
+    if m.place[page] & MERGEABLE and m.counts[GONE] < m.gone.size:
+        m.gone[m.counts[GONE]] = entry
+        m.counts[GONE] += 1
+
+
+@inlined
+def new_swap_entry(m: Memory, content: int) -> int:
+    """Number of an entry for a slot of swap for which several pages wait; the caller made sure that there is room."""
+    frame = new_frame(m, content, SWAP_ENTRY)
+    m.counts[FRAMES] -= 1
+    return frame
+
+
+@compiled
+def unmap_to_swap(m: Memory, page: int, now: int) -> None:
+    """Let a page, which has left its frame, wait in swap for its next access."""
+    guest = m.block[page // BLOCK, GUEST]
+    m.place[page] = m.place[page] & ~(PRESENT | SLOT) | SWAPPED
+    m.counts[TOUCHED] -= 1
+    m.counts[SWAPPED_PAGES] += 1
+    m.guest[guest, OUT] += 1
+    m.block[page // BLOCK, DIRTY] = 1
+    m.lru[page, STAMP] = m.guest[guest, AGE]
+    note_gone(m, page, page + 1)
+    plan_read(m, page, now)
+    plan_write(m, page, now)
+
+
+@compiled
+def look_at(m: Memory, page: int, active: int) -> None:
+    """Bring the content of one page, which is about to be swapped out, up to an activity time."""
+    kind, block = m.accesses[page], page // BLOCK
+    before = m.block[block, LOOKED]
+    if m.rates[kind, WRITES] > 0.0 and active > before and not m.place[page] & DUE:
+        draw = drawn(m, m.block[block, GUEST], page, active)
+        if uniform(draw) < -math.expm1(-m.rates[kind, WRITES] * (active - before)):
+            m.held[page] = written_content(m, kind, draw)
+            drop_slot(m, page)
+
+
+@compiled
+def swap_out_page(m: Memory, page: int, now: int) -> None:
+    """Swap a page of its own frame out, into the slot it has or a new one: there is one."""
+    content, bits = m.held[page], m.seen[page]
+    if not m.place[page] & SLOT:
+        m.counts[SLOTS_USED] += 1
+    m.place[page] &= ~SLOT
+    leave_frame(m, page)
+    m.held[page] = content
+    m.seen[page] = bits
+    unmap_to_swap(m, page, now)
+
+
+@compiled
+def swap_out_frame(m: Memory, frame: int, now: int) -> None:
+    """Swap a shared frame out, for all that map it, into a new slot: there is one, and room for an entry."""
+    content, maps = int(m.frame[frame, CONTENT]), int(m.frame[frame, MAPS])
+    bits = m.frame_lru[frame, SEEN]
+    entry = new_swap_entry(m, content) if maps > 1 else 0
+    m.counts[SLOTS_USED] += 1
+    for _ in range(maps):
+        page = m.frame_lru[frame, RING] - 1
+        leave_frame(m, page)
+        if maps > 1:
+            m.place[page] |= SHARED
+            m.held[page] = entry
+            m.frame[entry, MAPS] += 1
+        else:
+            m.held[page] = content
+        m.seen[page] = bits & ~ACTIVE_LIST
+        unmap_to_swap(m, page, now)
+
+
+@compiled
+def leave_swap(m: Memory, page: int) -> int:
+    """Take a page out of swap; its slot is free if nobody else waits for it. Returns the content."""
+    content = int(m.held[page])
+    if m.place[page] & SHARED:
+        entry = m.held[page]
+        content = int(m.frame[entry, CONTENT])
+        m.frame[entry, MAPS] -= 1
+        if m.frame[entry, MAPS] == 0:
+            m.counts[SLOTS_USED] -= 1
+            forget_frame(m, entry)
+    else:
+        m.counts[SLOTS_USED] -= 1
+    m.place[page] &= ~(SWAPPED | SHARED)
+    m.counts[SWAPPED_PAGES] -= 1
+    m.guest[m.block[page // BLOCK, GUEST], OUT] -= 1
+    return content
+
+
+@compiled
+def swap_in_page(m: Memory, page: int, now: int, ahead: bool) -> None:
+    """Bring a page back from swap into a frame of its own: there is one.
+
+    It keeps a slot of its own where slots are kept: until swap is half full, or it was read *ahead* of its use.
+    """
+    if m.rates[m.accesses[page], WRITES] > 0.0:
+        look(m, page // BLOCK, now)
+    plenty = ahead or 2 * m.counts[SLOTS_USED] <= m.counts[SWAP_SLOTS]
+    keeps = m.counts[KEEPS_SLOTS] and plenty and not m.place[page] & SHARED
+    bits = m.seen[page]
+    m.held[page] = leave_swap(m, page)
+    m.place[page] |= PRESENT
+    m.counts[TOUCHED] += 1
+    if keeps:
+        m.place[page] |= SLOT
+        m.counts[SLOTS_USED] += 1
+    own_frame(m, page)
+    m.seen[page] |= bits & WORKINGSET
+    m.lru[page, STAMP] = np.int32(activity_time(m, m.block[page // BLOCK, GUEST], now) >> STAMP_SHIFT)
+    m.block[page // BLOCK, DIRTY] = 1
+    note_gone(m, page, -(page + 1))
+
+
+@compiled
+def share_slot(m: Memory, page: int, copy: int) -> None:
+    """Let a second page, which maps nothing, wait for the slot of swap of the first."""
+    if not m.place[page] & SHARED:
+        entry = new_swap_entry(m, int(m.held[page]))
+        m.frame[entry, MAPS] = 1
+        m.place[page] |= SHARED
+        m.held[page] = entry
+    m.place[copy] |= SHARED | SWAPPED
+    m.held[copy] = m.held[page]
+    m.frame[m.held[page], MAPS] += 1
+    m.lru[copy, STAMP] = m.guest[m.block[copy // BLOCK, GUEST], AGE]
+    m.counts[SWAPPED_PAGES] += 1
+    m.guest[m.block[copy // BLOCK, GUEST], OUT] += 1
+
+
+# --- khugepaged ------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def may_collapse(m: Memory, block: int, max_ptes_none: int, max_ptes_shared: int, max_ptes_swap: int) -> bool:
+    """Whether khugepaged takes the block: something is there, and not too much is missing, shared or swapped out."""
+    none, shared, swapped = 0, 0, 0
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
         place = m.place[page]
-        if not place & PRESENT or place & ZERO:
+        if place & SWAPPED:
+            swapped += 1
+        elif not place & PRESENT or place & ZERO:
             none += 1
         elif place & SHARED and m.frame[m.held[page], MAPS] > 1:
             shared += 1
-    return none < BLOCK and none <= max_ptes_none and shared <= max_ptes_shared
+    few = none <= max_ptes_none and shared <= max_ptes_shared and swapped <= max_ptes_swap
+    return bool(few and none + swapped < BLOCK)
 
 
 @inlined
@@ -407,21 +776,24 @@ def collapse(m: Memory, block: int, now: int) -> None:
         if m.place[page] & PRESENT:
             content = content_of(m, page)
             leave_frame(m, page)
+        elif m.place[page] & SWAPPED:
+            content = leave_swap(m, page)
+            m.counts[SWPIN_ZERO if content == 0 else PSWPIN] += 1
+            note_gone(m, page, -(page + 1))
+            m.place[page] |= PRESENT
+            m.counts[TOUCHED] += 1
         else:
             m.place[page] |= PRESENT
             m.counts[TOUCHED] += 1
         m.held[page] = content
-        m.counts[PRIVATE] += 1
-    m.block[block, HUGE] = 1
-    m.block[block, ADJACENT] = 1
+    own_huge(m, block)
     m.block[block, DIRTY] = 1
-    m.counts[HUGE_PAGES] += 1
     m.counts[THP_COLLAPSE] += 1
 
 
 @compiled
 def collapse_blocks(
-    m: Memory, guest: int, skip: int, most: int, max_ptes_none: int, max_ptes_shared: int, now: int
+    m: Memory, guest: int, skip: int, most: int, max_ptes_none: int, max_ptes_shared: int, max_ptes_swap: int, now: int
 ) -> tuple[int, int, bool]:
     """Let khugepaged look at up to *most* blocks of a guest behind the first *skip*, while frames last.
 
@@ -432,7 +804,7 @@ def collapse_blocks(
     looked, made = 0, 0
     for block in range(first + skip, min(first + skip + most, end)):
         looked += 1
-        if m.block[block, HUGE] or not may_collapse(m, block, max_ptes_none, max_ptes_shared):
+        if m.block[block, HUGE] or not may_collapse(m, block, max_ptes_none, max_ptes_shared, max_ptes_swap):
             continue
         if frames_free(m) < BLOCK:
             break
@@ -455,6 +827,13 @@ def _swap(m: Memory, a: int, b: int) -> None:
 
 
 @inlined
+def _sift_up(m: Memory, at: int) -> None:
+    while at > 0 and _before(m, at, (at - 1) // 2):
+        _swap(m, at, (at - 1) // 2)
+        at = (at - 1) // 2
+
+
+@inlined
 def _sift_down(m: Memory, hole: int) -> None:
     size = m.counts[DUE_COUNT]
     while True:
@@ -468,9 +847,20 @@ def _sift_down(m: Memory, hole: int) -> None:
         hole = least
 
 
+@inlined
+def _put_due(m: Memory, page: int, active: int, code: int) -> None:
+    """Put an access at an activity time on the list of what is due."""
+    at = m.counts[DUE_COUNT]
+    m.counts[DUE_COUNT] = at + 1
+    m.due[at, ACTIVE_TIME] = active
+    m.due[at, TIME] = host_time(m, m.block[page // BLOCK, GUEST], active)
+    m.due[at, PAGE] = code
+    _sift_up(m, at)
+
+
 @compiled
 def plan_write(m: Memory, page: int, now: int) -> None:
-    """Draw when a page that just became shared is written next, and put that on the list of due writes."""
+    """Draw when a page that cannot be written unseen is written next, and put that on the list of what is due."""
     kind = m.accesses[page]
     if kind == 0 or m.place[page] & DUE or m.rates[kind, WRITES] <= 0.0:
         return
@@ -480,37 +870,81 @@ def plan_write(m: Memory, page: int, now: int) -> None:
     if wait > 4e18:
         return
     m.place[page] |= DUE
-    at = m.counts[DUE_COUNT]
-    m.counts[DUE_COUNT] = at + 1
-    m.due[at, ACTIVE_TIME] = active + np.int64(wait) + 1
-    m.due[at, TIME] = host_time(m, guest, m.due[at, ACTIVE_TIME])
-    m.due[at, PAGE] = page
-    while at > 0 and _before(m, at, (at - 1) // 2):
-        _swap(m, at, (at - 1) // 2)
-        at = (at - 1) // 2
+    _put_due(m, page, int(active + np.int64(wait) + 1), 2 * page)
+
+
+@inlined
+def next_in_loop(m: Memory, page: int, kind: int, active: int) -> int:
+    """Activity time (ns) at which a loop comes to the page next, after *active*."""
+    period, pages = np.int64(m.rates[kind, PERIOD]), np.int64(m.rates[kind, LOOP_PAGES])
+    rank = page - m.guest[m.block[page // BLOCK, GUEST], FIRST] - np.int64(m.rates[kind, LOOP_FIRST])
+    phase = period * rank // pages
+    return int(phase + ((active - phase) // period + 1) * period)
+
+
+@compiled
+def plan_read(m: Memory, page: int, now: int) -> None:
+    """Draw when a page that is swapped out is read next, and put that on the list of what is due."""
+    kind = m.accesses[page]
+    if kind == 0 or m.place[page] & DUE_READ:
+        return
+    guest = m.block[page // BLOCK, GUEST]
+    active = activity_time(m, guest, now)
+    if m.rates[kind, PERIOD] > 0.0:
+        then = next_in_loop(m, page, kind, active)
+    elif m.rates[kind, READS] > 0.0:
+        draw = shuffled(shuffled(drawn(m, guest, page, active)))
+        wait = -math.log1p(-uniform(draw)) / m.rates[kind, READS]
+        if wait > 4e18:
+            return
+        then = int(active + np.int64(wait) + 1)
+    else:
+        return
+    m.place[page] |= DUE_READ
+    _put_due(m, page, then, 2 * page + 1)
 
 
 @compiled
 def next_due(m: Memory) -> int:
-    """Host time (ns) of the earliest due write."""
+    """Host time (ns) before which nothing is due."""
     return int(m.due[0, TIME]) if m.counts[DUE_COUNT] > 0 else END_OF_TIME
+
+
+@inlined
+def due_in_time(m: Memory) -> bool:
+    """Whether the first of what is due is due at its time: not if its guest has stalled since, and it moves back."""
+    then = host_time(m, m.block[m.due[0, PAGE] // 2 // BLOCK, GUEST], m.due[0, ACTIVE_TIME])
+    if then <= m.due[0, TIME]:
+        return True
+    m.due[0, TIME] = then
+    _sift_down(m, 0)
+    return False
+
+
+@inlined
+def forget_due(m: Memory) -> None:
+    """Strike the first of what is due off the list."""
+    code = m.due[0, PAGE]
+    m.place[code // 2] &= ~(DUE_READ if code & 1 else DUE)
+    m.counts[DUE_COUNT] -= 1
+    last = m.counts[DUE_COUNT]
+    _swap(m, 0, last)
+    _sift_down(m, 0)
 
 
 @compiled
 def write_due(m: Memory, now: int) -> int:
-    """Perform the due writes up to now. Returns -1, or the page whose write found no frame (it stays due)."""
+    """Perform the due writes up to now, where nothing is ever swapped out.
+
+    Returns -1, or the page whose write found no frame (it stays due).
+    """
     while m.counts[DUE_COUNT] > 0 and m.due[0, TIME] <= now:
-        page = m.due[0, PAGE]
-        if m.place[page] & PRESENT and m.place[page] & (SHARED | ZERO):
-            guest = m.block[page // BLOCK, GUEST]
-            draw = drawn(m, guest, page, m.due[0, ACTIVE_TIME])
+        page = m.due[0, PAGE] // 2
+        if m.place[page] & DUE and m.place[page] & PRESENT:
+            draw = drawn(m, m.block[page // BLOCK, GUEST], page, m.due[0, ACTIVE_TIME])
             if write_page(m, page, written_content(m, m.accesses[page], draw)) != OK:
                 return int(page)
-        m.place[page] &= ~DUE
-        m.counts[DUE_COUNT] -= 1
-        last = m.counts[DUE_COUNT]
-        _swap(m, 0, last)
-        _sift_down(m, 0)
+        forget_due(m)
     return -1
 
 
@@ -518,10 +952,10 @@ def write_due(m: Memory, now: int) -> int:
 def change_activity(m: Memory, guest: int, now: int, level: float) -> None:
     """Let the guest's activity level be *level* from now on; writes already drawn move with it."""
     m.guest[guest, ACTIVE] = activity_time(m, guest, now)
-    m.guest[guest, SINCE] = now
+    m.guest[guest, SINCE] = max(m.guest[guest, SINCE], now)
     m.level[guest] = level
     for i in range(m.counts[DUE_COUNT]):
-        if m.block[m.due[i, PAGE] // BLOCK, GUEST] == guest:
+        if m.block[m.due[i, PAGE] // 2 // BLOCK, GUEST] == guest:
             m.due[i, TIME] = host_time(m, guest, m.due[i, ACTIVE_TIME])
     for i in range(m.counts[DUE_COUNT] // 2, -1, -1):
         _sift_down(m, i)
@@ -537,19 +971,20 @@ def fork_pages(m: Memory, parent: int, child: int, pages: int, now: int) -> None
         page, copy = parent + i, child + i
         if page % BLOCK == 0 and m.block[page // BLOCK, HUGE]:
             part_huge(m, page // BLOCK)
-        place = m.place[page]
         m.accesses[copy] = m.accesses[page]
-        m.place[copy] = place & ~(SHARED | DUE)
-        if not place & PRESENT:
+        m.place[copy] = m.place[page] & ~(SHARED | DUE | DUE_READ | SLOT)
+        if m.place[page] & SWAPPED:
+            share_slot(m, page, copy)
+            plan_read(m, copy, now)
+            plan_write(m, copy, now)
+        if not m.place[page] & PRESENT:
             continue
         m.counts[TOUCHED] += 1
-        if place & ZERO:
+        if m.place[page] & ZERO:
             m.counts[KSM_ZERO] += 1
         else:
-            if not place & SHARED:
-                frame = new_frame(m, int(m.held[page]), ANON)
-                m.counts[PRIVATE] -= 1
-                map_frame(m, page, frame)
+            if not m.place[page] & SHARED:
+                share_own_frame(m, page, int(m.held[page]), ANON)
                 m.block[page // BLOCK, DIRTY] = 1
             map_frame(m, copy, int(m.held[page]))
         plan_write(m, page, now)

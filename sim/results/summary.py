@@ -12,16 +12,18 @@ SMART_SCAN_CYCLE = 9
 """Full scans in which smart_scan visits a page that never merges once."""
 
 
-def summarise(samples: pd.DataFrame, scans: pd.DataFrame) -> Summary:
+def summarise(samples: pd.DataFrame, scans: pd.DataFrame, guests: pd.DataFrame) -> Summary:
     """Return the value of every metric, None for one without data.
 
-    `samples` and `scans` have the columns `sim.columns.SAMPLES`; rows are in order of time. A column of NaN, a figure
-    that a real kernel does not tell, is no data.
+    `samples` and `scans` have the columns `sim.columns.SAMPLES`, `guests` GUESTS; rows are in order of time. A column
+    of NaN, a figure that a real kernel does not tell, is no data.
     """
     values: Summary = {metric.name: None for metric in METRICS}
     if not samples.empty:
         values |= _memory(samples) | _cpu(samples) | _end(samples)
     values |= _scan_times(scans)
+    if not guests.empty:
+        values["progress_percent"] = float(guests["progress_percent"].mean(skipna=False))
     return {name: None if value is None or np.isnan(value) else value for name, value in values.items()}
 
 
@@ -45,6 +47,7 @@ def _memory(samples: pd.DataFrame) -> Summary:
         "saved_ksm_bytes": PAGE_BYTES * int(last["pages_sharing"] + last["ksm_zero_pages"]),
         "mem_used_bytes": _whole(last["mem_used_bytes"]),
         "mem_huge_bytes": _whole(last["mem_huge_bytes"]),
+        "mem_swapped_bytes": _whole(last["mem_swapped_bytes"]),
         "time_to_90_percent_s": _first_time(busy, 0.9 * saved) if saved and saved > 0 else None,
     }
 
@@ -68,13 +71,17 @@ def _cpu(samples: pd.DataFrame) -> Summary:
     capacity = 1e9 * float((last["cores"] * last["time_s"]).sum())
     if not capacity:
         return {}
-    parts = ("ksmd", "scan", "merge", "cow")
+    parts = ("ksmd", "scan", "merge", "cow", "kswapd", "reclaim", "swap")
     share = {part: 100.0 * float(last[f"{part}_cpu_ns"].sum(skipna=False)) / capacity for part in parts}
+    swapping = share["kswapd"] + share["reclaim"] + share["swap"]
     return {
-        "cpu_overhead_percent": share["ksmd"] + share["cow"],
+        "cpu_overhead_percent": share["ksmd"] + share["cow"] + swapping,
         "cpu_scan_percent": share["scan"],
         "cpu_merge_percent": share["merge"],
+        "cpu_swap_percent": swapping,
         "cpu_cow_percent": share["cow"],
+        "stall_percent": float((last["psi_some_ns"] / last["time_s"]).mean()) / 1e7,
+        "stall_full_percent": float((last["psi_full_ns"] / last["time_s"]).mean()) / 1e7,
         "ksmd_cpu_percent": float((last["ksmd_cpu_ns"] / last["time_s"]).mean()) / 1e7,
     }
 

@@ -25,11 +25,13 @@ from sim.memory.pages import (
     FIRST,
     FRAME_HIGH,
     FREE_FRAME,
+    GONE,
     GUEST,
     HUGE,
     KIND,
     KSM,
     KSM_ZERO,
+    LRU,
     MAPS,
     MERGEABLE,
     METADATA,
@@ -38,9 +40,9 @@ from sim.memory.pages import (
     OK,
     PAGES,
     PRESENT,
-    PRIVATE,
     REMOVED,
     SHARED,
+    SWAPPED,
     THP_SPLIT,
     WRITES,
     ZERO,
@@ -55,9 +57,9 @@ from sim.memory.pages import (
     leave_frame,
     look,
     map_frame,
-    new_frame,
     next_due,
     plan_write,
+    share_own_frame,
     shuffled,
     split_huge,
     uniform,
@@ -575,9 +577,7 @@ def promote_pair(m: Memory, k: Ksm, page: int, tree_page: int, content: int) -> 
         frame = int(m.held[page])
         m.frame[frame, KIND] = KSM
     else:
-        frame = new_frame(m, content, KSM)
-        m.counts[PRIVATE] -= 1
-        map_frame(m, page, frame)
+        frame = share_own_frame(m, page, content, KSM)
     detach(m, k, tree_page)
     merge_into(m, k, tree_page, frame)
     stable_insert(m, k, key, frame)
@@ -960,9 +960,15 @@ def room_left(m: Memory, k: Ksm) -> bool:
 
 
 @inlined
+def next_write(m: Memory) -> int:
+    """Host time (ns) of the next due write; where memory is reclaimed that is another's business."""
+    return END_OF_TIME if m.counts[LRU] else next_due(m)
+
+
+@inlined
 def limit_of(m: Memory, k: Ksm, horizon: int) -> int:
     """Batch time (ps) at which ksmd must pause: the horizon or the next due write."""
-    return int((min(horizon, next_due(m)) - k.n[BATCH_START]) * 1000)
+    return int((min(horizon, next_write(m)) - k.n[BATCH_START]) * 1000)
 
 
 @inlined
@@ -1181,7 +1187,7 @@ def work_on(m: Memory, k: Ksm, horizon: int) -> int:
         now = moment(k)
         if now >= horizon:
             return PAUSED
-        if next_due(m) <= now:
+        if next_write(m) <= now:
             starved = write_due(m, now)
             if starved >= 0:
                 n[STARVED] = starved
@@ -1274,7 +1280,7 @@ def advance(m: Memory, k: Ksm, horizon: int, batch_only: bool) -> int:
             return PAUSED
         wake = n[WAKE] if n[PHASE] == SLEEPING else END_OF_TIME
         now = min(wake, horizon)
-        if next_due(m) < now:
+        if next_write(m) < now:
             starved = write_due(m, now - 1)
             if starved >= 0:
                 n[STARVED] = starved
@@ -1310,8 +1316,19 @@ def note_writes(m: Memory, k: Ksm, first: int, pages: Int64) -> None:
         page = first + pages[i]
         if in_unstable_tree(m, k, page):
             k.n[TREE_CHANGES] += 1
-            if not in_place(m, page):
+            absent = m.place[page] & (PRESENT | SWAPPED) == 0 or m.place[page] & ZERO
+            if absent and m.place[page] & MERGEABLE:
                 k.n[VANISHED] -= passers(k, page)
+
+
+@compiled
+def note_moves(m: Memory, k: Ksm) -> None:
+    """Pages of the unstable tree that were swapped out stop searches, until they come back."""
+    for i in range(m.counts[GONE]):
+        page = abs(m.gone[i]) - 1
+        if in_unstable_tree(m, k, page):
+            k.n[VANISHED] += passers(k, page) if m.gone[i] > 0 else -passers(k, page)
+    m.counts[GONE] = 0
 
 
 @compiled
@@ -1428,7 +1445,8 @@ def advise_mergeable(m: Memory, k: Ksm, guest: int, first: int, pages: int, merg
 def name_contents(m: Memory, k: Ksm, first: int, pages: int, content: int) -> int:
     """Before a fork: number contents that one page alone held from *content* on. Returns the next unused number."""
     for page in range(first, first + pages):
-        if m.place[page] & (PRESENT | SHARED | ZERO) == PRESENT and m.held[page] < 0:
+        own = not m.place[page] & (SHARED | ZERO) and m.place[page] & (PRESENT | SWAPPED)
+        if own and m.held[page] < 0:
             if k.old[page] == m.held[page]:
                 k.old[page] = content
             m.held[page] = content

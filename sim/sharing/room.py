@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
@@ -16,6 +17,9 @@ from sim.memory import pages as memory
 from sim.memory.guest import Vm
 from sim.memory.huge import Daemon
 from sim.memory.pages import BLOCK, Float64, Int32, Int64, Memory, UInt16
+from sim.reclaim import pressure
+from sim.reclaim.pressure import Pressure
+from sim.reclaim.swap import DeviceTimes
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -23,6 +27,44 @@ ROOM: Final = 4
 """Shared frames and due accesses that one step may need."""
 
 _FIRST_DUE: Final = 1024
+_MOST_GONE: Final = 1 << 16
+_MOST_WRITES: Final = 4096
+
+_SWAP_COUNTERS: Final = {
+    "pswpin": memory.PSWPIN,
+    "pswpout": memory.PSWPOUT,
+    "swpin_zero": memory.SWPIN_ZERO,
+    "swpout_zero": memory.SWPOUT_ZERO,
+    "thp_swpout": memory.THP_SWPOUT,
+    "ksm_swpin_copy": memory.KSM_SWPIN_COPY,
+    "swap_ra": memory.SWAP_RA,
+    "swap_ra_hit": memory.SWAP_RA_HIT,
+    "allocstall": memory.ALLOCSTALL,
+    "pgmajfault": memory.PGMAJFAULT,
+    "workingset_refault_anon": memory.REFAULT,
+    "workingset_activate_anon": memory.REFAULT_ACTIVE,
+    "psi_some_ns": memory.PSI_SOME,
+    "psi_full_ns": memory.PSI_FULL,
+    "stalled_ns": memory.STALLED_NS,
+}
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """How a host reclaims memory."""
+
+    watermarks: tuple[int, int, int]
+    """The watermarks min, low and high, in pages."""
+    swappiness: int
+    page_cluster: int
+    slots: int
+    """Pages that swap holds."""
+    device: DeviceTimes | None
+    """What swapping takes; None where there is no swap."""
+    look_ns: int
+    """CPU time of looking at a page that stays."""
+    compresses: bool
+    """Whether swap is compressed memory, which keeps no copy of what came back."""
 
 
 class OutOfFrames(Exception):
@@ -49,26 +91,59 @@ class Room(ABC):
     """Numbers in a row of its log."""
 
     m: Memory
+    r: Pressure
 
-    def __init__(self, *, frames: int, pages: int, guests: int, rates: Float64) -> None:
-        """*frames* of the host; *pages* is room to begin with, *guests* the most."""
+    def __init__(self, *, frames: int, pages: int, guests: int, rates: Float64, squeeze: Squeeze | None) -> None:
+        """*frames* of the host; *pages* is room to begin with, *guests* the most; without *squeeze* all of it stays."""
         blocks = blocks_of(pages)
         room = blocks * BLOCK
+        spare = pressure.ROOM if squeeze else ROOM
         self.m = Memory(
             place=np.zeros(room, np.uint8),
             held=np.zeros(room, np.int32),
             accesses=np.zeros(room, np.uint16),
+            lru=np.zeros((room if squeeze else 0, memory.LRU_COLUMNS), np.int32),
+            seen=np.zeros(room if squeeze else 0, np.uint8),
             block=np.zeros((blocks, memory.BLOCK_COLUMNS), np.int64),
-            frame=np.zeros((room + ROOM, memory.FRAME_COLUMNS), np.int32),
+            frame=np.zeros((room + spare, memory.FRAME_COLUMNS), np.int32),
+            frame_lru=np.zeros((room + spare if squeeze else 0, memory.FRAME_LRU_COLUMNS), np.int32),
+            gone=np.zeros(_MOST_GONE if squeeze else 0, np.int32),
             guest=np.zeros((guests, memory.GUEST_COLUMNS), np.int64),
             level=np.ones(guests),
             rates=rates,
-            due=np.zeros((_FIRST_DUE, memory.DUE_COLUMNS), np.int64),
+            due=np.zeros((_FIRST_DUE + 2 * spare, memory.DUE_COLUMNS), np.int64),
             counts=np.zeros(memory.COUNTS, np.int64),
         )
         self.m.counts[memory.LIMIT] = frames
         self.m.counts[memory.FREE_FRAME] = -1
+        self.r = self._pressure(squeeze, guests)
         self._free_blocks: list[tuple[int, int]] = [(0, blocks)] if blocks else []
+
+    def _pressure(self, squeeze: Squeeze | None, guests: int) -> Pressure:
+        device = squeeze.device if squeeze else None
+        r = Pressure(
+            n=np.zeros(pressure.NUMBERS, np.int64),
+            channel=np.zeros(device.channels if device else 1, np.int64),
+            back=np.zeros((_MOST_WRITES, 2), np.int64),
+            load=np.zeros(guests),
+            idle=np.zeros(1),
+        )
+        if squeeze:
+            self.m.counts[memory.LRU] = 1
+            self.m.counts[memory.SWAP_SLOTS] = squeeze.slots
+            self.m.counts[memory.KEEPS_SLOTS] = not squeeze.compresses
+            r.n[[pressure.W_MIN, pressure.W_LOW, pressure.W_HIGH]] = squeeze.watermarks
+            r.n[pressure.SWAPPINESS] = squeeze.swappiness
+            r.n[pressure.PAGE_CLUSTER] = squeeze.page_cluster
+            r.n[pressure.LOOK_NS] = squeeze.look_ns
+            r.n[pressure.SYNCHRONOUS] = squeeze.compresses
+        if device:
+            r.n[pressure.READ_NS] = device.read_ns
+            r.n[pressure.WRITE_NS] = device.write_ns
+            r.n[pressure.PAGE_NS] = device.ns_per_page
+            r.n[pressure.IN_NS] = device.cpu_in_ns
+            r.n[pressure.OUT_NS] = device.cpu_out_ns
+        return r
 
     # --- what a mechanism does ------------------------------------------------------------------------------------
 
@@ -135,12 +210,23 @@ class Room(ABC):
         m.guest[guest, memory.KEY] = np.uint64(key).astype(np.int64)
         m.guest[guest, memory.SINCE] = now
         m.guest[guest, memory.THP] = thp
+        m.guest[guest, memory.CHARGE_LIMIT] = (vm.memory_limit or 0) // memory.PAGE_BYTES
+        m.guest[guest, memory.VCPUS] = vm.vcpus
+        self._count_load(guest, vm.load, 1)
         m.level[guest] = level
         blocks = slice(first, first + blocks_of(pages))
         m.block[blocks, memory.GUEST] = guest
         m.block[blocks, memory.LOOKED] = 0
         m.block[blocks, memory.ADJACENT] = 0
         m.accesses[self.pages_of(guest)] = 0
+
+    def _count_load(self, guest: int, load: float, sign: int) -> None:
+        """Let a guest that starts (1) or ends (-1) count among those that may run while another waits."""
+        self.r.load[guest] = load
+        if load >= 1.0:
+            self.r.n[pressure.ALWAYS_BUSY] += sign
+        else:
+            self.r.idle[0] += sign * np.log1p(-load)
 
     def pages_of(self, guest: int) -> slice:
         """Where the guest's pages are."""
@@ -155,17 +241,36 @@ class Room(ABC):
         """Let khugepaged work once. Returns blocks looked at, and huge pages made."""
         return daemon.wake(self.m, now)
 
-    def fill(self, guest: int, contents: Int32) -> None:
+    def fill(self, guest: int, contents: Int32, now: int) -> None:
         """Touch the guest's pages for the first time. Raises OutOfFrames."""
-        done = memory.fill_pages(self.m, int(self.m.guest[guest, memory.FIRST]), contents)
-        if done < len(contents):
+        if self.m.counts[memory.LRU]:
+            self.write(guest, np.arange(len(contents)), contents, now)
+        elif memory.fill_pages(self.m, int(self.m.guest[guest, memory.FIRST]), contents) < len(contents):
             raise OutOfFrames(guest)
 
-    def write(self, guest: int, pages: Int64, contents: Int32) -> None:
+    def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
         """Write contents to the guest's pages. Raises OutOfFrames."""
-        done = memory.write_pages(self.m, int(self.m.guest[guest, memory.FIRST]), pages, contents)
-        if done < len(pages):
-            raise OutOfFrames(guest)
+        first, done = int(self.m.guest[guest, memory.FIRST]), 0
+        while done < len(pages):
+            self._make_room()
+            before = done
+            done = pressure.store_pages(self.m, self.r, first, pages, contents, done, now)
+            self._see_moves()
+            if done == before:
+                raise OutOfFrames(guest)
+
+    def _run_guests(self, until: int) -> None:
+        """Let guests' accesses and kswapd happen up to *until*. Raises OutOfFrames."""
+        while pressure.next_event(self.m, self.r) <= until:
+            self._make_room()
+            starved = int(pressure.run_until(self.m, self.r, until))
+            self._see_moves()
+            if starved >= 0:
+                raise OutOfFrames(int(self.m.block[starved // BLOCK, memory.GUEST]), int(memory.next_due(self.m)))
+
+    def _see_moves(self) -> None:
+        """Pages were swapped out or came back (`Memory.gone`)."""
+        self.m.counts[memory.GONE] = 0
 
     def set_accesses(self, guest: int, accesses: UInt16) -> None:
         """Say which class of random accesses each page gets (before the guest is filled)."""
@@ -190,14 +295,44 @@ class Room(ABC):
     def usage(self) -> tuple[int, int]:
         """Free memory and the sum of resident set sizes, in bytes."""
         counts = self.m.counts
-        taken = counts[[memory.PRIVATE, memory.FRAMES, memory.RESERVED]].sum()
+        taken = counts[[memory.PRIVATE, memory.FRAMES, memory.RESERVED, memory.POOL, memory.WRITEBACK]].sum()
         frames = int(counts[memory.LIMIT] - taken)
         resident = int(counts[memory.TOUCHED] - counts[memory.KSM_ZERO])
         return frames * memory.PAGE_BYTES - int(counts[memory.METADATA]), resident * memory.PAGE_BYTES
 
     def touched(self, guest: int) -> int:
-        """Pages the guest holds."""
-        return int(np.count_nonzero(self.m.place[self.pages_of(guest)] & memory.PRESENT))
+        """Pages the guest holds, in memory and in swap."""
+        return int(np.count_nonzero(self.m.place[self.pages_of(guest)] & (memory.PRESENT | memory.SWAPPED)))
+
+    def swapped(self, guest: int) -> int:
+        """Pages of the guest that are swapped out."""
+        return int(self.m.guest[guest, memory.OUT])
+
+    def stalled(self, guest: int) -> int:
+        """How long (ns) the guest has waited for memory, each of its processors by itself."""
+        return int(self.m.guest[guest, memory.STALLED])
+
+    def activity(self, guest: int, now: int) -> int:
+        """The guest's activity time (ns): what it would be without stalls, less the stalls."""
+        active, since = (int(each) for each in self.m.guest[guest, [memory.ACTIVE, memory.SINCE]])
+        return active + int(max(now - since, 0) * float(self.m.level[guest]))
+
+    def over_limit(self, guest: int) -> bool:
+        """Whether the guest lacks frames because of its own limit."""
+        charged, limit = self.m.guest[guest, [memory.CHARGED, memory.CHARGE_LIMIT]]
+        return bool(0 < limit <= charged)
+
+    def pressure(self, now: int) -> tuple[int, int]:
+        """For how long (ns) some guest has waited for memory by now, and for how long none could run for that."""
+        counts = self.m.counts
+        ahead = max(int(self.r.n[pressure.SOME_UNTIL]) - now, 0)
+        return int(counts[memory.PSI_SOME]) - ahead, int(counts[memory.PSI_FULL])
+
+    def _end(self, guest: int) -> None:
+        """The guest's pages are unmapped: it counts no more."""
+        self._count_load(guest, float(self.r.load[guest]), -1)
+        if self.m.counts[memory.LRU]:
+            pressure.hand_over(self.m, guest)
 
     def read(self, guest: int) -> Int32:
         """Content of each of the guest's pages as a read returns it, NEVER where there is none."""
@@ -207,7 +342,7 @@ class Room(ABC):
         contents = held.copy()
         contents[shared] = self.m.frame[held[shared], memory.CONTENT]
         contents[place & memory.ZERO != 0] = 0
-        contents[place & memory.PRESENT == 0] = memory.NEVER
+        contents[place & (memory.PRESENT | memory.SWAPPED) == 0] = memory.NEVER
         return contents
 
     # --- room -----------------------------------------------------------------------------------------------------
@@ -225,6 +360,8 @@ class Room(ABC):
         self.m = self.m._replace(
             place=longer(self.m.place, room),
             held=longer(self.m.held, room),
+            lru=longer(self.m.lru, room if self.m.counts[memory.LRU] else 0),
+            seen=longer(self.m.seen, room if self.m.counts[memory.LRU] else 0),
             accesses=longer(self.m.accesses, room),
             block=longer(self.m.block, first + wanted),
         )
@@ -246,8 +383,14 @@ class Room(ABC):
     def _make_room(self, frames: int = ROOM, due: int = ROOM) -> None:
         """Lengthen each array that has no room for so many more entries."""
         counts = self.m.counts
+        if counts[memory.LRU]:
+            frames, due = frames + pressure.ROOM, due + pressure.ROOM
         if counts[memory.FRAME_HIGH] + frames > len(self.m.frame):
-            self.m = self.m._replace(frame=longer(self.m.frame, 2 * len(self.m.frame) + frames))
+            length = 2 * len(self.m.frame) + frames
+            self.m = self.m._replace(
+                frame=longer(self.m.frame, length),
+                frame_lru=longer(self.m.frame_lru, length if counts[memory.LRU] else 0),
+            )
         if counts[memory.DUE_COUNT] + due > len(self.m.due):
             self.m = self.m._replace(due=longer(self.m.due, 2 * len(self.m.due) + due))
 
@@ -272,10 +415,20 @@ def memory_columns(counts: Int64) -> dict[str, Int64]:
         "thp_fault_fallback": count(memory.THP_FALLBACK),
         "thp_collapse_alloc": count(memory.THP_COLLAPSE),
         "mem_huge_bytes": count(memory.HUGE_PAGES) * memory.PAGE_BYTES * BLOCK,
-        "mem_touched_bytes": count(memory.TOUCHED) * memory.PAGE_BYTES,
+        "mem_touched_bytes": (count(memory.TOUCHED) + count(memory.SWAPPED_PAGES)) * memory.PAGE_BYTES,
+        "mem_swapped_bytes": count(memory.SWAPPED_PAGES) * memory.PAGE_BYTES,
+        "swap_used_bytes": count(memory.SLOTS_USED) * memory.PAGE_BYTES,
+        "mem_pool_bytes": count(memory.POOL) * memory.PAGE_BYTES,
+        "mem_writeback_bytes": count(memory.WRITEBACK) * memory.PAGE_BYTES,
         "mem_private_bytes": count(memory.PRIVATE) * memory.PAGE_BYTES,
         "mem_reserved_bytes": count(memory.RESERVED) * memory.PAGE_BYTES,
         "mem_shared_bytes": count(memory.FRAMES) * memory.PAGE_BYTES,
         "mem_metadata_bytes": -(-count(memory.METADATA) // memory.PAGE_BYTES) * memory.PAGE_BYTES,
+        **{name: count(index) for name, index in _SWAP_COUNTERS.items()},
+        "pgscan": count(memory.PGSCAN_KSWAPD) + count(memory.PGSCAN_DIRECT),
+        "pgsteal": count(memory.PGSTEAL_KSWAPD) + count(memory.PGSTEAL_DIRECT),
+        "kswapd_cpu_ns": count(memory.KSWAPD_PS) // 1000,
+        "reclaim_cpu_ns": count(memory.DIRECT_PS) // 1000,
+        "swap_cpu_ns": count(memory.SWAP_PS) // 1000,
         "cow_breaks": count(memory.COW_KSM) + count(memory.COW_FORK),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, cast
 
 import numpy as np
@@ -10,14 +10,18 @@ import numpy as np
 from sim.memory import pages as memory
 from sim.memory.guest import Vm
 from sim.memory.pages import BLOCK, Float64, Int32, Int64
+from sim.reclaim import pressure
 from sim.sharing import ksm_pass as ksmd
 from sim.sharing.kernels import Kernel
 from sim.sharing.ksm import Ksm
-from sim.sharing.room import OutOfFrames, Room, longer, memory_columns
+from sim.sharing.room import OutOfFrames, Room, Squeeze, longer, memory_columns
+from sim.units import MILLISECOND
 
 _LOG_ROWS: Final = 4096
 _FIRST_CHAINS: Final = 1024
 _NO_LIMIT: Final = 1 << 60
+_SLICE: Final = MILLISECOND
+"""Most time (ns) by which a guest's access that is due may come late while ksmd works, where memory is reclaimed."""
 
 ROW_COUNTERS: Final = ksmd.SNAPSHOT
 ROW_COUNTS: Final = ksmd.SNAPSHOT + ksmd.COUNTERS
@@ -42,9 +46,10 @@ class Scanner(Room):
     def __init__(
         self, settings: Ksm, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int,
         nodes: int, work_ps: Int64, split_ps: int, cold_milli: int, rates: Float64, key: int,
+        squeeze: Squeeze | None = None,
     ) -> None:  # fmt: skip
         """*settings* are complete for the kernel; *pages* is room to begin with, *guests* and *contents* the most."""
-        super().__init__(frames=frames, pages=pages, guests=guests, rates=rates)
+        super().__init__(frames=frames, pages=pages, guests=guests, rates=rates, squeeze=squeeze)
         self._settings = settings
         self._kernel = kernel
         trees = 1 if settings.merge_across_nodes else nodes
@@ -116,15 +121,30 @@ class Scanner(Room):
         self.k.slot[guest, ksmd.DIFFERS_AT] = vm.differs_at
         self.k.slot[guest, ksmd.TREE] = node % self._trees * self._contents
 
-    def write(self, guest: int, pages: Int64, contents: Int32) -> None:
+    def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
         """Write contents to the guest's pages. Raises OutOfFrames."""
         ksmd.note_writes(self.m, self.k, int(self.m.guest[guest, memory.FIRST]), pages)
-        super().write(guest, pages, contents)
+        super().write(guest, pages, contents, now)
+
+    def _see_moves(self) -> None:
+        ksmd.note_moves(self.m, self.k)
+
+    def _unmerge(self, guest: int, first: int, pages: int, now: int) -> bool:
+        """Unmerge a range of a guest's pages. Returns whether there were frames enough."""
+        for start in range(first, first + pages, BLOCK):
+            length = min(BLOCK, first + pages - start)
+            if self.m.counts[memory.LRU]:
+                self._make_room()
+                pressure.make_room_for(self.m, self.r, guest, length, now)
+                self._see_moves()
+            if ksmd.unmerge_pages(self.m, start, length) != memory.OK:
+                return False
+        return True
 
     def advise(self, guest: int, first: int, pages: int, mergeable: bool, now: int) -> bool:
         """madvise() of a range. Returns False (EAGAIN, nothing lost) if unmerging finds no frame."""
         start = int(self.m.guest[guest, memory.FIRST]) + first
-        if not mergeable and ksmd.unmerge_pages(self.m, start, pages) != memory.OK:
+        if not mergeable and not self._unmerge(guest, start, pages, now):
             return False
         ksmd.advise_mergeable(self.m, self.k, guest, start, pages, mergeable)
         if mergeable and pages and self.k.slot[guest, ksmd.BEFORE] < 0:
@@ -149,6 +169,7 @@ class Scanner(Room):
         """The guest exits; KSM forgets it when ksmd comes by."""
         span = self.pages_of(guest)
         ksmd.unmap_pages(self.m, self.k, span.start, span.stop - span.start)
+        self._end(guest)
         if self.k.slot[guest, ksmd.BEFORE] < 0 or ksmd.leave(self.m, self.k, guest):
             self._give_back(guest)
         else:
@@ -199,12 +220,21 @@ class Scanner(Room):
         n = self.k.n
         before = int(n[ksmd.RUN])
         n[ksmd.RUN] = value
-        if value == 2 and before != 2 and ksmd.unmerge_all(self.m, self.k) != memory.OK:
+        if value == 2 and before != 2 and not self._unmerge_all(now):
             n[ksmd.RUN] = 0
             return "ENOMEM: not every page could be unmerged"
         if value == 1:
             ksmd.wake_up(self.k, now)
         return ""
+
+    def _unmerge_all(self, now: int) -> bool:
+        """Unmerge every guest. Returns whether there were frames enough."""
+        for guest in range(len(self.m.guest)):
+            first, pages = (int(each) for each in self.m.guest[guest, [memory.FIRST, memory.PAGES]])
+            registered = self.k.slot[guest, ksmd.BEFORE] >= 0 and not self.k.slot[guest, ksmd.EXITING]
+            if registered and self.m.counts[memory.LRU] and not self._unmerge(guest, first, pages, now):
+                return False
+        return bool(ksmd.unmerge_all(self.m, self.k) == memory.OK)
 
     def _set_smart_scan(self, on: bool) -> None:
         ksmd.settle_all(self.m, self.k)
@@ -228,11 +258,24 @@ class Scanner(Room):
 
     def advance(self, horizon: int) -> Iterator[Int64]:
         """Let ksmd and due writes run up to *horizon*; yields the log of full scans. Raises OutOfFrames."""
-        yield from self._run(lambda: ksmd.advance(self.m, self.k, horizon, False))
+        while self.m.counts[memory.LRU]:
+            ksmd_ns = self._ksmd_time()
+            self._run_guests(min(max(ksmd_ns, 0), horizon) - 1)
+            if ksmd_ns >= horizon:
+                return
+            yield from self._run(min(ksmd_ns + _SLICE, horizon), False)
+        yield from self._run(horizon, False)
 
-    def _run(self, loop: Callable[[], int]) -> Iterator[Int64]:
+    def _ksmd_time(self) -> int:
+        """Host time (ns) up to which ksmd has worked, or at which it goes on."""
+        n = self.k.n
+        if n[ksmd.PHASE] == ksmd.WORKING:
+            return int(n[ksmd.BATCH_START] + n[ksmd.BATCH_PS] // 1000)
+        return int(n[ksmd.WAKE]) if n[ksmd.PHASE] == ksmd.SLEEPING else memory.END_OF_TIME
+
+    def _run(self, horizon: int, batch_only: bool) -> Iterator[Int64]:
         while True:
-            why = loop()
+            why = ksmd.advance(self.m, self.k, horizon, batch_only)
             logged = int(self.k.n[ksmd.LOGGED])
             if logged:
                 self.k.n[ksmd.LOGGED] = 0
@@ -248,7 +291,7 @@ class Scanner(Room):
 
     def finish_batch(self) -> Iterator[Int64]:
         """Let ksmd end the batch it is in: who writes to `run` waits for that."""
-        yield from self._run(lambda: ksmd.advance(self.m, self.k, memory.END_OF_TIME, True))
+        yield from self._run(memory.END_OF_TIME, True)
 
     def snapshot(self, now: int) -> Int64:
         """Every counter as it is now; see ksm_pass.snapshot."""

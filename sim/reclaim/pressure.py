@@ -1,0 +1,859 @@
+"""Reclaim as compiled loops: who needs a frame gets one, at the cost of pages that nobody used of late.
+
+A guest's pages lie on two lists. New pages enter the inactive one at its head; pages are taken from its tail: one that
+was used since it was last looked at stays, and one that was used twice moves to the active list; the others are
+swapped out. kswapd does that for all guests when free memory falls below the low watermark, until it is above the high
+one; a guest that finds less than the lowest watermark, or its own limit reached, does it itself and waits meanwhile.
+
+Whether a page was used is drawn only when somebody looks; when a swapped page is used next is drawn when it leaves.
+
+Source: Linux 6.18 mm/vmscan.c, mm/workingset.c, mm/swap_state.c, mm/memcontrol.c and kernel/sched/psi.c for behaviour.
+Guests are all that can be reclaimed: the host's own page cache is not part of the model.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from sim.memory.compiled import compiled, inlined
+from sim.memory.pages import (
+    ACTIVE,
+    ACTIVE_TIME,
+    AGE,
+    ALLOCSTALL,
+    BLOCK,
+    CHARGE_LIMIT,
+    CHARGED,
+    CONTENT,
+    DIRECT_PS,
+    DUE,
+    DUE_COUNT,
+    DUE_READ,
+    END_OF_TIME,
+    FIRST,
+    FRAME_HIGH,
+    FRESH,
+    GUEST,
+    HITS,
+    HUGE,
+    INACTIVE,
+    KSM_SWPIN_COPY,
+    KSWAPD_PS,
+    LAST_READ,
+    LIST_COLUMNS,
+    LRU,
+    MAPS,
+    NEVER,
+    NEXT,
+    NO_FRAME,
+    OK,
+    OWNER,
+    PAGE,
+    PAGES,
+    PERIOD,
+    PGMAJFAULT,
+    PGSCAN_DIRECT,
+    PGSCAN_KSWAPD,
+    PGSTEAL_DIRECT,
+    PGSTEAL_KSWAPD,
+    PRESENT,
+    PSI_FULL,
+    PSI_SOME,
+    PSWPIN,
+    PSWPOUT,
+    READ_AHEAD,
+    READS,
+    REFAULT,
+    REFAULT_ACTIVE,
+    REFERENCED,
+    RING,
+    SEEN,
+    SHARED,
+    SINCE,
+    SIZE,
+    SLOT,
+    SLOTS_USED,
+    STALLED,
+    STALLED_NS,
+    STAMP,
+    STAMP_SHIFT,
+    SWAP_PS,
+    SWAP_RA,
+    SWAP_RA_HIT,
+    SWAP_SLOTS,
+    SWAPPED,
+    SWPIN_ZERO,
+    SWPOUT_ZERO,
+    TAIL,
+    THP_SPLIT,
+    THP_SWPOUT,
+    TIME,
+    VCPUS,
+    WINDOW,
+    WORKINGSET,
+    WRITEBACK,
+    WRITES,
+    YOUNG,
+    ZERO,
+    Float64,
+    Int32,
+    Int64,
+    Memory,
+    activity_time,
+    bits_of,
+    copies_on_write,
+    drawn,
+    due_in_time,
+    forget_due,
+    frames_free,
+    fresh_content,
+    look,
+    look_at,
+    may_be_huge,
+    next_due,
+    next_in_loop,
+    part_huge,
+    put,
+    set_bits,
+    shuffled,
+    swap_in_page,
+    swap_out_frame,
+    swap_out_page,
+    take,
+    uniform,
+    weight,
+    write_page,
+    written_content,
+)
+
+BATCH = 32
+"""Pages that a guest wants when it reclaims (SWAP_CLUSTER_MAX)."""
+FIRST_PRIORITY = 12
+"""Priority p looks at the 2^-p part of a list (DEF_PRIORITY)."""
+TRIES = 16
+"""How often reclaim is tried in vain before a guest is killed (MAX_RECLAIM_RETRIES)."""
+STEP = 1024
+"""Most pages that kswapd looks at before something else may happen."""
+ROOM = 8192
+"""Shared frames and due accesses that one step may need."""
+MOST_MAPPERS = 1024
+"""A shared frame that more pages map stays in memory."""
+
+# Indexes into Pressure.n: the watermarks, in pages, and settings, ...
+W_MIN, W_LOW, W_HIGH, SWAPPINESS, PAGE_CLUSTER = range(5)
+# ... CPU time (ns) of looking at a page, and of a page's way in and out, ...
+LOOK_NS, IN_NS, OUT_NS = range(5, 8)
+# ... the device: latencies, time for a page at full bandwidth (ns), whether it waits for nothing but CPU time, ...
+READ_NS, WRITE_NS, PAGE_NS, SYNCHRONOUS, PIPE, BACK_FIRST, BACK_COUNT = range(8, 15)
+# ... kswapd: whether it is awake, when it goes on, its priority, the guest it is at, what this round over all guests
+# and what it in all has done, and how often in vain, ...
+AWAKE, GOES_ON, PRIORITY, AT_GUEST, ROUND_SCANNED, ROUND_STOLEN, STOLEN, FAILURES = range(15, 23)
+# ... and the access under way: how long it waits, how much of that is pressure, who reclaims next, and until when
+# somebody is known to wait.
+WAIT, PRESSURE_NS, DIRECT_GUEST, SOME_UNTIL, ALWAYS_BUSY = range(23, 28)
+NUMBERS = 28
+
+
+class Pressure(NamedTuple):
+    """State of reclaim on one host."""
+
+    n: Int64  # (NUMBERS,)
+    channel: Int64  # (channels,) host time (ns) at which a channel of the device is free
+    back: Int64  # (writes, 2) ring of writes under way: when done (ns), and frames that are then free
+    load: Float64  # (guests,) share of time for which a guest runs on a processor when it does not wait
+    idle: Float64  # (1,) sum over the running guests of ln(1 - load); those with load 1 are counted in ALWAYS_BUSY
+
+
+# --- the device ------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def submit(r: Pressure, now: int, latency: int) -> int:
+    """Let the device read or write a page. Returns when it is done (ns)."""
+    first = 0
+    for channel in range(1, r.channel.size):
+        if r.channel[channel] < r.channel[first]:
+            first = channel
+    r.n[PIPE] = max(r.n[PIPE], now) + r.n[PAGE_NS]
+    r.channel[first] = max(max(r.channel[first], now) + latency, r.n[PIPE])
+    return int(r.channel[first])
+
+
+@compiled
+def end_writes(m: Memory, r: Pressure, now: int) -> None:
+    """Free the frames whose pages have been written by now."""
+    while r.n[BACK_COUNT] > 0 and r.back[r.n[BACK_FIRST], 0] <= now:
+        m.counts[WRITEBACK] -= r.back[r.n[BACK_FIRST], 1]
+        r.n[BACK_FIRST] = (r.n[BACK_FIRST] + 1) % r.back.shape[0]
+        r.n[BACK_COUNT] -= 1
+
+
+@compiled
+def write_out(m: Memory, r: Pressure, now: int) -> None:
+    """Write a page to swap: its frame is free when that is done."""
+    m.counts[PSWPOUT] += 1
+    if r.n[SYNCHRONOUS]:
+        return
+    done = submit(r, now, r.n[WRITE_NS])
+    m.counts[WRITEBACK] += 1
+    last = (r.n[BACK_FIRST] + r.n[BACK_COUNT] - 1) % r.back.shape[0]
+    if r.n[BACK_COUNT] == r.back.shape[0] or (r.n[BACK_COUNT] > 0 and r.back[last, 0] >= done):
+        r.back[last, 0] = max(r.back[last, 0], done)
+        r.back[last, 1] += 1
+        return
+    last = (last + 1) % r.back.shape[0]
+    r.back[last, 0] = done
+    r.back[last, 1] = 1
+    r.n[BACK_COUNT] += 1
+
+
+# --- what was used ---------------------------------------------------------------------------------------------------
+
+
+@compiled
+def rate_unseen(m: Memory, page: int) -> float:
+    """Accesses per ns of activity time to a page, without those whose time is known already."""
+    kind, place = m.accesses[page], m.place[page]
+    rate = 0.0
+    if not place & DUE:
+        rate += m.rates[kind, WRITES]
+    if not place & DUE_READ:
+        rate += m.rates[kind, READS]
+    return rate
+
+
+@compiled
+def passed_by_loop(m: Memory, page: int, before: int, active: int) -> bool:
+    """Whether a loop came to the page between two activity times (ns)."""
+    kind = m.accesses[page]
+    if m.rates[kind, PERIOD] <= 0.0 or m.place[page] & DUE_READ:
+        return False
+    return next_in_loop(m, page, kind, before) <= active
+
+
+@compiled
+def happened(m: Memory, page: int, rate: float, since: int, active: int) -> bool:
+    """Whether something that happens at a rate (per ns) did since an activity time (ns); drawn for the page."""
+    if rate <= 0.0 or since >= active:
+        return False
+    draw = shuffled(shuffled(shuffled(drawn(m, m.block[page // BLOCK, GUEST], page, active))))
+    return bool(uniform(draw) < -math.expm1(-rate * (active - since)))
+
+
+@inlined
+def since_stamp(m: Memory, page: int, stamp: int, active: int) -> int:
+    """The activity time (ns) of a stamp, which lies before *active*."""
+    ticks = ((active >> STAMP_SHIFT) - np.int64(stamp)) & 0xFFFFFFFF
+    return int(active - (ticks << STAMP_SHIFT))
+
+
+@compiled
+def mapper_used(m: Memory, page: int, stamp: int, now: int) -> bool:
+    """Whether one of the mappers of a shared frame used it since a stamp of host time."""
+    guest = m.block[page // BLOCK, GUEST]
+    active = activity_time(m, guest, now)
+    ticks = ((now >> STAMP_SHIFT) - np.int64(stamp)) & 0xFFFFFFFF
+    before = int(active - np.int64((ticks << STAMP_SHIFT) * m.level[guest]))
+    return happened(m, page, rate_unseen(m, page), before, active) or passed_by_loop(m, page, before, active)
+
+
+@compiled
+def page_used(m: Memory, page: int, now: int) -> bool:
+    """Whether a page of its own frame was used since it was last looked at, or since the huge page was."""
+    active = activity_time(m, m.block[page // BLOCK, GUEST], now)
+    before = since_stamp(m, page, m.lru[page, STAMP], active)
+    if not m.block[page // BLOCK, HUGE]:
+        used = happened(m, page, rate_unseen(m, page), before, active) or passed_by_loop(m, page, before, active)
+    else:
+        rate = 0.0
+        for each in range(page, page + BLOCK):
+            rate += rate_unseen(m, each)
+        used = happened(m, page, rate, before, active)
+        used = used or passed_by_loop(m, page, before, active)
+        used = used or passed_by_loop(m, page + BLOCK - 1, before, active)
+    m.lru[page, STAMP] = active >> STAMP_SHIFT
+    return bool(used)
+
+
+@compiled
+def uses(m: Memory, entry: int, now: int) -> int:
+    """How many of those who map what an entry stands for used it since it was last looked at; 2 means several."""
+    bits = bits_of(m, entry)
+    set_bits(m, entry, bits & ~YOUNG)
+    if entry > 0:
+        used = page_used(m, entry - 1, now)
+        return 1 if used or bits & YOUNG else 0
+    frame = -entry - 1
+    count = 1 if bits & YOUNG else 0
+    page = m.frame_lru[frame, RING] - 1
+    for _ in range(m.frame[frame, MAPS]):
+        if count > 1:
+            break
+        if mapper_used(m, page, m.frame_lru[frame, STAMP], now):
+            count += 1
+        page = m.lru[page, NEXT] - 1
+    m.frame_lru[frame, STAMP] = np.int32(now >> STAMP_SHIFT)
+    return count
+
+
+# --- the lists -------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def slots_left(m: Memory) -> int:
+    """Slots of swap that nobody uses."""
+    return int(m.counts[SWAP_SLOTS] - m.counts[SLOTS_USED])
+
+
+@inlined
+def has_room(m: Memory, places: int) -> bool:
+    """Whether so many due accesses and one shared frame more fit into the arrays."""
+    return bool(m.counts[DUE_COUNT] + places <= m.due.shape[0] and m.counts[FRAME_HIGH] + 2 <= m.frame.shape[0])
+
+
+@compiled
+def evict_page(m: Memory, r: Pressure, page: int, now: int) -> None:
+    """Swap a page of its own frame out, and write it unless swap has it."""
+    active = activity_time(m, m.block[page // BLOCK, GUEST], now)
+    look_at(m, page, since_stamp(m, page, m.lru[page, STAMP], active))
+    if m.held[page] == 0:
+        m.counts[SWPOUT_ZERO] += not m.place[page] & SLOT
+    elif not m.place[page] & SLOT:
+        write_out(m, r, now)
+    swap_out_page(m, page, now)
+
+
+@compiled
+def evict_huge(m: Memory, r: Pressure, block: int, now: int) -> None:
+    """Swap a huge page out as a whole; its pages come back one by one."""
+    look(m, block, now)
+    part_huge(m, block)
+    m.counts[THP_SWPOUT] += 1
+    zeros = True
+    for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        zeros = zeros and m.held[page] == 0
+    for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        if zeros:
+            m.counts[SWPOUT_ZERO] += 1
+        else:
+            write_out(m, r, now)
+        swap_out_page(m, page, now)
+
+
+@compiled
+def evict_frame(m: Memory, r: Pressure, frame: int, now: int) -> None:
+    """Swap a shared frame out for all that map it."""
+    if m.frame[frame, CONTENT] == 0:
+        m.counts[SWPOUT_ZERO] += 1
+    else:
+        write_out(m, r, now)
+    swap_out_frame(m, frame, now)
+
+
+@compiled
+def evict(m: Memory, r: Pressure, entry: int, now: int) -> bool:
+    """Take an entry's frames from its guest, if swap and the arrays have room. Returns whether it did."""
+    if entry < 0:
+        maps = m.frame[-entry - 1, MAPS]
+        if maps > MOST_MAPPERS or slots_left(m) < 1 or not has_room(m, 2 * maps):
+            return False
+        r.n[WAIT] += r.n[OUT_NS] + (maps - 1) * r.n[LOOK_NS]
+        evict_frame(m, r, -entry - 1, now)
+        return True
+    page = entry - 1
+    if m.block[page // BLOCK, HUGE]:
+        if not has_room(m, 2 * BLOCK):
+            return False
+        if slots_left(m) < BLOCK:
+            part_huge(m, page // BLOCK)
+            m.counts[THP_SPLIT] += 1
+            return False
+        r.n[WAIT] += BLOCK * r.n[OUT_NS]
+        evict_huge(m, r, page // BLOCK, now)
+        return True
+    if (slots_left(m) < 1 and not m.place[page] & SLOT) or not has_room(m, 2):
+        return False
+    r.n[WAIT] += r.n[OUT_NS]
+    evict_page(m, r, page, now)
+    return True
+
+
+@inlined
+def inactive_is_low(m: Memory, guest: int) -> bool:
+    """Whether pages of the active list are due to become inactive."""
+    inactive, active = m.guest[guest, INACTIVE + SIZE], m.guest[guest, INACTIVE + LIST_COLUMNS + SIZE]
+    gigabytes = (inactive + active) >> 18
+    ratio = np.int64(math.sqrt(10.0 * gigabytes)) if gigabytes else 1
+    return bool(inactive * ratio < active)
+
+
+@compiled
+def deactivate(m: Memory, r: Pressure, guest: int, pages: int, now: int) -> None:
+    """Move so many pages from the tail of a guest's active list to the head of its inactive one."""
+    while pages > 0:
+        entry = m.guest[guest, INACTIVE + LIST_COLUMNS + TAIL]
+        if entry == 0:
+            return
+        pages -= weight(m, entry)
+        r.n[WAIT] += r.n[LOOK_NS]
+        uses(m, entry, now)
+        take(m, guest, entry)
+        put(m, guest, entry, False)
+        set_bits(m, entry, bits_of(m, entry) | WORKINGSET)
+
+
+@compiled
+def shrink_inactive(m: Memory, r: Pressure, guest: int, pages: int, now: int) -> int:
+    """Look at so many pages at the tail of a guest's inactive list. Returns how many frames it lost."""
+    stolen, looked = 0, 0
+    while looked < pages:
+        entry = m.guest[guest, INACTIVE + TAIL]
+        if entry == 0:
+            break
+        size = weight(m, entry)
+        looked += size
+        r.n[WAIT] += r.n[LOOK_NS]
+        used = uses(m, entry, now)
+        bits = bits_of(m, entry)
+        if used == 0:
+            if evict(m, r, entry, now):
+                stolen += size
+                m.guest[guest, AGE] += size
+                continue
+            entry = m.guest[guest, INACTIVE + TAIL]  # what could not be evicted may have been split
+            size = weight(m, entry)
+        take(m, guest, entry)
+        if used == 1 and not bits & REFERENCED:
+            set_bits(m, entry, bits | REFERENCED)
+            put(m, guest, entry, False)
+        else:
+            set_bits(m, entry, bits & ~REFERENCED)
+            put(m, guest, entry, True)
+            m.guest[guest, AGE] += size
+    r.n[ROUND_SCANNED] += looked
+    return stolen
+
+
+@compiled
+def shrink_guest(m: Memory, r: Pressure, guest: int, priority: int, wanted: int, most: int, now: int) -> int:
+    """Look at a guest's lists as a priority says, at most so many pages of each, until it lost what is wanted.
+
+    Returns how many frames it lost.
+    """
+    stolen = 0
+    inactive = min(m.guest[guest, INACTIVE + SIZE] >> priority, most)
+    active = min(m.guest[guest, INACTIVE + LIST_COLUMNS + SIZE] >> priority, most) if inactive_is_low(m, guest) else 0
+    while (inactive > 0 or active > 0) and stolen < wanted:
+        if active > 0:
+            deactivate(m, r, guest, min(active, BATCH), now)
+            active -= BATCH
+        if inactive > 0:
+            stolen += shrink_inactive(m, r, guest, min(inactive, BATCH), now)
+            inactive -= BATCH
+    if inactive_is_low(m, guest):
+        deactivate(m, r, guest, BATCH, now)
+    return stolen
+
+
+# --- who reclaims ----------------------------------------------------------------------------------------------------
+
+
+@inlined
+def can_swap(m: Memory) -> bool:
+    """Whether there is anywhere to go."""
+    return slots_left(m) > 0
+
+
+@inlined
+def within_limit(m: Memory, guest: int, frames: int) -> bool:
+    """Whether a guest may have so many frames more."""
+    limit = m.guest[guest, CHARGE_LIMIT]
+    return bool(limit == 0 or m.guest[guest, CHARGED] + frames <= limit)
+
+
+@compiled
+def reclaim_from(m: Memory, r: Pressure, guest: int, wanted: int, now: int) -> int:
+    """Let a guest reclaim its own pages. Returns frames."""
+    stolen = 0
+    priority = FIRST_PRIORITY
+    while priority >= 0 and stolen < wanted:
+        stolen += shrink_guest(m, r, guest, priority, wanted - stolen, END_OF_TIME, now)
+        priority -= 1
+    return stolen
+
+
+@compiled
+def reclaim_from_all(m: Memory, r: Pressure, wanted: int, now: int) -> int:
+    """Let a guest reclaim from one guest after the other. Returns frames."""
+    stolen = 0
+    guests = m.guest.shape[0]
+    priority = FIRST_PRIORITY
+    while priority >= 0 and stolen < wanted:
+        for _ in range(guests):
+            guest = r.n[DIRECT_GUEST] % guests
+            r.n[DIRECT_GUEST] = guest + 1
+            stolen += shrink_guest(m, r, guest, priority, wanted - stolen, END_OF_TIME, now)
+            if stolen >= wanted:
+                break
+        priority -= 1
+    return stolen
+
+
+@inlined
+def count_direct(m: Memory, r: Pressure, before: int, stolen: int, waited: int) -> None:
+    """Book what a guest reclaimed itself: pages looked at since *before*, and its waiting since *waited*."""
+    m.counts[PGSCAN_DIRECT] += r.n[ROUND_SCANNED] - before
+    r.n[ROUND_SCANNED] = before
+    m.counts[PGSTEAL_DIRECT] += stolen
+    m.counts[DIRECT_PS] += (r.n[WAIT] - waited) * 1000
+    r.n[PRESSURE_NS] += r.n[WAIT] - waited
+
+
+@compiled
+def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: int) -> bool:
+    """Let a guest have so many frames more, in its limit and on the host. Returns whether it may."""
+    if not m.counts[LRU]:
+        return bool(frames_free(m) >= frames)
+    wanted = max(frames, BATCH)
+    for _ in range(tries):
+        if within_limit(m, guest, frames):
+            break
+        before, waited = r.n[ROUND_SCANNED], r.n[WAIT]
+        stolen = reclaim_from(m, r, guest, wanted, now) if r.n[SWAPPINESS] > 0 and can_swap(m) else 0
+        count_direct(m, r, before, stolen, waited)
+        if stolen == 0:
+            break
+    if not within_limit(m, guest, frames):
+        return False
+    end_writes(m, r, now)
+    if frames_free(m) - frames < r.n[W_LOW] and not r.n[AWAKE] and r.n[FAILURES] < TRIES:
+        r.n[AWAKE] = 1
+        r.n[GOES_ON] = now
+        r.n[PRIORITY] = FIRST_PRIORITY
+        r.n[AT_GUEST] = r.n[ROUND_SCANNED] = r.n[ROUND_STOLEN] = r.n[STOLEN] = 0
+    if frames_free(m) - frames >= r.n[W_MIN]:
+        return True
+    m.counts[ALLOCSTALL] += 1
+    for _ in range(tries):
+        before, waited = r.n[ROUND_SCANNED], r.n[WAIT]
+        stolen = reclaim_from_all(m, r, wanted, now + waited) if can_swap(m) else 0
+        if r.n[BACK_COUNT] > 0 and frames_free(m) - frames < r.n[W_MIN]:
+            r.n[WAIT] = max(r.n[WAIT], r.back[r.n[BACK_FIRST], 0] - now)
+            end_writes(m, r, now + r.n[WAIT])
+            stolen += 1
+        count_direct(m, r, before, stolen, waited)
+        if stolen == 0 or frames_free(m) - frames >= r.n[W_MIN]:
+            break
+        r.n[FAILURES] = 0
+    return bool(frames_free(m) >= frames)
+
+
+@compiled
+def make_room_for(m: Memory, r: Pressure, guest: int, frames: int, now: int) -> bool:
+    """Let a guest reclaim what it needs for so many frames more, and wait. Returns whether it may have them."""
+    done = make_room(m, r, guest, frames, TRIES, now)
+    stall(m, r, guest, now)
+    return done
+
+
+@compiled
+def run_kswapd(m: Memory, r: Pressure) -> None:
+    """Let kswapd take one step."""
+    n = r.n
+    now = n[GOES_ON]
+    end_writes(m, r, now)
+    free = frames_free(m)
+    if free >= n[W_HIGH]:
+        n[AWAKE] = 0
+        n[FAILURES] = 0
+        return
+    if free + m.counts[WRITEBACK] >= n[W_HIGH]:
+        n[GOES_ON] = r.back[n[BACK_FIRST], 0]
+        return
+    while n[AT_GUEST] < m.guest.shape[0] and m.guest[n[AT_GUEST], CHARGED] == 0:
+        n[AT_GUEST] += 1
+    if n[AT_GUEST] == m.guest.shape[0]:
+        end_round(m, r, now)
+        return
+    before, n[WAIT] = n[WAIT], 0
+    scanned = n[ROUND_SCANNED]
+    stolen = shrink_guest(m, r, n[AT_GUEST], n[PRIORITY], END_OF_TIME, STEP, now) if can_swap(m) else 0
+    m.counts[PGSCAN_KSWAPD] += n[ROUND_SCANNED] - scanned
+    m.counts[PGSTEAL_KSWAPD] += stolen
+    m.counts[KSWAPD_PS] += n[WAIT] * 1000
+    n[GOES_ON] = now + n[WAIT] + 1
+    n[WAIT] = before
+    n[ROUND_STOLEN] += stolen
+    n[AT_GUEST] += 1
+
+
+@compiled
+def end_round(m: Memory, r: Pressure, now: int) -> None:
+    """kswapd has been through all guests: it looks harder the next time, or gives up."""
+    n = r.n
+    n[STOLEN] += n[ROUND_STOLEN]
+    if n[ROUND_SCANNED] < n[W_HIGH] or n[ROUND_STOLEN] == 0:
+        n[PRIORITY] -= 1
+    n[AT_GUEST] = n[ROUND_SCANNED] = n[ROUND_STOLEN] = 0
+    n[GOES_ON] = now + 1
+    if n[PRIORITY] < 1:
+        n[FAILURES] = 0 if n[STOLEN] else n[FAILURES] + 1
+        n[AWAKE] = 0
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def stall(m: Memory, r: Pressure, guest: int, now: int) -> None:
+    """Let the guest wait for what its access took, and forget that; of several processors one waits."""
+    wait, pressure = r.n[WAIT], r.n[PRESSURE_NS]
+    r.n[WAIT] = r.n[PRESSURE_NS] = 0
+    if wait > 0:
+        m.guest[guest, ACTIVE] = activity_time(m, guest, now)
+        m.guest[guest, SINCE] = max(m.guest[guest, SINCE], now) + wait // m.guest[guest, VCPUS]
+        m.guest[guest, STALLED] += wait
+        m.counts[STALLED_NS] += wait
+    if pressure > 0:
+        end = now + pressure
+        alone = max(end - max(now, r.n[SOME_UNTIL]), 0)
+        r.n[SOME_UNTIL] = max(r.n[SOME_UNTIL], end)
+        m.counts[PSI_SOME] += alone
+        m.counts[PSI_FULL] += np.int64(alone * nobody_runs(m, r, guest))
+
+
+@inlined
+def nobody_runs(m: Memory, r: Pressure, guest: int) -> float:
+    """Share of time for which no guest runs while one processor of this guest waits."""
+    load = r.load[guest]
+    busy, idle = r.n[ALWAYS_BUSY], r.idle[0]
+    others = 1.0 - 1.0 / m.guest[guest, VCPUS]
+    if load >= 1.0:
+        busy -= others == 0.0
+    else:
+        idle -= math.log1p(-load) * (1.0 - others)
+    return 0.0 if busy > 0 else math.exp(idle)
+
+
+# --- accesses --------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def readahead(m: Memory, r: Pressure, guest: int, page: int) -> tuple[int, int]:
+    """First page and number of pages to read from swap when this one is needed, by how that went of late."""
+    most = 1 << r.n[PAGE_CLUSTER]
+    last, hits, before = m.guest[guest, LAST_READ], m.guest[guest, HITS], m.guest[guest, WINDOW]
+    pages = hits + 2
+    if pages == 2:
+        pages = 2 if abs(page - last) == 1 else 1
+    else:
+        rounded = 4
+        while rounded < pages:
+            rounded *= 2
+        pages = rounded
+    pages = max(min(pages, most), before // 2, 1) if most > 1 else 1
+    m.guest[guest, LAST_READ], m.guest[guest, HITS], m.guest[guest, WINDOW] = page, 0, pages
+    if page == last - 1:
+        return page - pages + 1, pages
+    if page == last + 1:
+        return page, pages
+    return page - (pages - 1) // 2, pages
+
+
+@compiled
+def come_back(m: Memory, page: int, now: int, ahead: bool) -> None:
+    """Bring a page back, to the list that the distance from its eviction says."""
+    guest = m.block[page // BLOCK, GUEST]
+    distance = (m.guest[guest, AGE] - np.int64(m.lru[page, STAMP])) & 0xFFFFFFFF
+    m.counts[REFAULT] += 1
+    recent = distance <= m.guest[guest, INACTIVE + LIST_COLUMNS + SIZE]
+    swap_in_page(m, page, now, ahead)
+    if recent:
+        m.counts[REFAULT_ACTIVE] += 1
+        m.guest[guest, AGE] += 1
+        take(m, guest, page + 1)
+        put(m, guest, page + 1, True)
+    if ahead:
+        set_bits(m, page + 1, (bits_of(m, page + 1) & ~YOUNG) | READ_AHEAD)
+
+
+@compiled
+def read_ahead(m: Memory, r: Pressure, page: int, first: int, pages: int, now: int) -> None:
+    """Read the swapped pages around one that is needed with it."""
+    guest = m.block[page // BLOCK, GUEST]
+    start = max(first, m.guest[guest, FIRST])
+    end = min(first + pages, m.guest[guest, FIRST] + m.guest[guest, PAGES])
+    for other in range(start, end):
+        wanted = other != page and m.place[other] & (SWAPPED | SHARED) == SWAPPED and m.held[other] != 0
+        if wanted and make_room(m, r, guest, 1, 1, now) and m.place[other] & SWAPPED:
+            m.counts[PSWPIN] += 1
+            m.counts[SWAP_RA] += 1
+            r.n[PIPE] = max(r.n[PIPE], now) + r.n[PAGE_NS]
+            come_back(m, other, now, True)
+
+
+@inlined
+def in_swap_cache(m: Memory, page: int) -> bool:
+    """Whether somebody who waited for the same slot has read it already, so that its content can be copied.
+
+    Source: ksm_might_need_to_copy(); what was read is taken to stay in memory until the last one has come for it.
+    """
+    if not m.place[page] & SHARED:
+        return False
+    entry = m.held[page]
+    read = m.frame_lru[entry, SEEN] & YOUNG != 0
+    m.frame_lru[entry, SEEN] |= YOUNG
+    return bool(read)
+
+
+@compiled
+def fault_in(m: Memory, r: Pressure, page: int, now: int) -> bool:
+    """Read a swapped page, for a guest that waits. Returns False if there is no frame for it."""
+    guest = m.block[page // BLOCK, GUEST]
+    if not make_room(m, r, guest, 1, TRIES, now):
+        return False
+    m.counts[PGMAJFAULT] += 1
+    began = r.n[WAIT]
+    first, pages = page, 1
+    if in_swap_cache(m, page):
+        m.counts[KSM_SWPIN_COPY] += 1
+    elif (m.frame[m.held[page], CONTENT] if m.place[page] & SHARED else m.held[page]) == 0:
+        m.counts[SWPIN_ZERO] += 1
+    else:
+        m.counts[PSWPIN] += 1
+        m.counts[SWAP_PS] += 1000 * r.n[IN_NS]
+        r.n[WAIT] += r.n[IN_NS]
+        if not r.n[SYNCHRONOUS]:
+            first, pages = readahead(m, r, guest, page)
+            r.n[WAIT] = submit(r, now + r.n[WAIT], r.n[READ_NS]) - now
+    if m.seen[page] & WORKINGSET:
+        r.n[PRESSURE_NS] += r.n[WAIT] - began
+    come_back(m, page, now, False)
+    if pages > 1:
+        read_ahead(m, r, page, first, pages, now)
+    return True
+
+
+@compiled
+def note_use(m: Memory, page: int) -> None:
+    """Remember that a page is used at this moment, for whoever looks at its list next."""
+    entry = page + 1
+    if m.place[page] & ZERO:
+        return
+    if m.place[page] & SHARED:
+        entry = -(m.held[page] + 1)
+    elif m.block[page // BLOCK, HUGE]:
+        entry = page // BLOCK * BLOCK + 1
+    bits = bits_of(m, entry)
+    if bits & READ_AHEAD:
+        m.counts[SWAP_RA_HIT] += 1
+        m.guest[m.block[page // BLOCK, GUEST], HITS] += 1
+    set_bits(m, entry, (bits & ~READ_AHEAD) | YOUNG)
+
+
+@compiled
+def bring_in(m: Memory, r: Pressure, page: int, now: int) -> bool:
+    """Let an access find a swapped page in memory. Returns False if there is no frame for it."""
+    if m.place[page] & SWAPPED and not fault_in(m, r, page, now):
+        return False
+    if m.counts[LRU] and m.place[page] & PRESENT:
+        note_use(m, page)
+    return True
+
+
+@compiled
+def store(m: Memory, r: Pressure, page: int, content: int, now: int) -> int:
+    """One write by a guest, who waits for what it takes. Returns OK or NO_FRAME (the page is as it was)."""
+    guest = m.block[page // BLOCK, GUEST]
+    if m.counts[LRU]:
+        if not bring_in(m, r, page, now):
+            return NO_FRAME
+        if not m.place[page] & PRESENT:
+            huge = may_be_huge(m, page // BLOCK) and make_room(m, r, guest, BLOCK, 1, now)
+            if not huge and not make_room(m, r, guest, 1, TRIES, now):
+                return NO_FRAME
+        elif copies_on_write(m, page):
+            if not make_room(m, r, guest, 1, TRIES, now):
+                return NO_FRAME
+            if m.place[page] & SWAPPED and not bring_in(m, r, page, now):
+                return NO_FRAME
+    return write_page(m, page, content)
+
+
+@compiled
+def store_pages(m: Memory, r: Pressure, first: int, pages: Int64, contents: Int32, done: int, now: int) -> int:
+    """Write contents to pages `first + pages` behind the first *done* of them, and let the guest wait for that.
+
+    NEVER leaves a page alone. Returns how many are done: not all when no frame is left or arrays must grow.
+    """
+    guest = m.block[first // BLOCK, GUEST]
+    while done < pages.size and (not m.counts[LRU] or has_room(m, ROOM)):
+        content = int(contents[done])
+        if content == FRESH:
+            content = fresh_content(m)
+        if content != NEVER and store(m, r, first + pages[done], content, now + r.n[WAIT]) != OK:
+            break
+        done += 1
+    stall(m, r, guest, now)
+    return done
+
+
+@compiled
+def next_event(m: Memory, r: Pressure) -> int:
+    """Host time (ns) before which no access is due and kswapd does nothing."""
+    return int(min(next_due(m), r.n[GOES_ON] if r.n[AWAKE] else END_OF_TIME))
+
+
+@compiled
+def run_access(m: Memory, r: Pressure) -> int:
+    """Perform the access that is due first. Returns OK or NO_FRAME (it stays due)."""
+    code, now = m.due[0, PAGE], m.due[0, TIME]
+    page = code // 2
+    reads = code & 1 != 0
+    if m.place[page] & (DUE_READ if reads else DUE) and m.place[page] & (PRESENT | SWAPPED):
+        guest = m.block[page // BLOCK, GUEST]
+        if reads:
+            done = bring_in(m, r, page, now)
+        else:
+            draw = drawn(m, guest, page, m.due[0, ACTIVE_TIME])
+            done = store(m, r, page, written_content(m, m.accesses[page], draw), now) == OK
+        stall(m, r, guest, now)
+        if not done:
+            return NO_FRAME
+    forget_due(m)
+    return OK
+
+
+@compiled
+def run_until(m: Memory, r: Pressure, now: int) -> int:
+    """Perform what is due up to now. Returns -1, or the page whose access found no frame (it stays due)."""
+    while True:
+        if m.counts[LRU] and not has_room(m, ROOM):
+            return -1
+        if r.n[AWAKE] and r.n[GOES_ON] <= min(now, next_due(m)):
+            run_kswapd(m, r)
+            continue
+        if next_due(m) > now:
+            return -1
+        if due_in_time(m) and run_access(m, r) != OK:
+            return int(m.due[0, PAGE] // 2)
+
+
+# --- guests that end -------------------------------------------------------------------------------------------------
+
+
+@compiled
+def hand_over(m: Memory, guest: int) -> None:
+    """Charge the shared frames of a guest that ended to somebody who still maps them."""
+    for active in range(2):
+        column = INACTIVE + LIST_COLUMNS * active
+        while m.guest[guest, column + TAIL] != 0:
+            entry = m.guest[guest, column + TAIL]
+            frame = -entry - 1
+            heir = m.block[(m.frame_lru[frame, RING] - 1) // BLOCK, GUEST]
+            take(m, guest, entry)
+            m.guest[guest, CHARGED] -= 1
+            m.guest[heir, CHARGED] += 1
+            m.frame_lru[frame, OWNER] = heir
+            put(m, heir, entry, active == 1)
