@@ -8,9 +8,9 @@ The package in reading order; a file imports only from what stands above it.
     document      strict YAML to checked blocks, with the place of every value
     columns       every table column and headline metric
     memory/       pages, frames and contents; huge pages; images; what guests write and when
+    cost/         counted work to CPU time
     reclaim/      ways for pages to leave when memory is short: watermarks, LRU lists, swap
     sharing/      ways for equal pages to become one frame: KSM, and who tunes it
-    cost/         counted work to CPU time
     host          one machine over time
     scenario/     the typed question
     results/      tables, summary, result folders
