@@ -222,6 +222,9 @@ class Part(Block):
     """Random writes."""
     reads: Reads | None = None
     """Accesses that change nothing."""
+    compresses_to: Share | None = None
+    """Size of each page under LZ4, as a share of the page, for zram and zswap; 0% is a page of one repeated word.
+    Unless given, sizes are drawn from those of captured guests' pages, 44% on average."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Part:
@@ -397,8 +400,9 @@ def _wrong_layout(headers: Mapping[str, _Header]) -> str:
         return f"content must be [snapshots, pages], not of shape {list(shape)}"
     if time_dtype.kind not in "fiu" or times != (shape[0],):
         return f"time_s must hold one number for each of the {shape[0]} snapshots"
-    if headers.get("touched_from", ((shape[1],), np.uint8, 0))[:2] != ((shape[1],), np.uint8):
-        return f"touched_from must hold one uint8 for each of the {shape[1]} pages"
+    for name, of_page in (("touched_from", np.uint8), ("lz4_bytes", np.uint16)):
+        if headers.get(name, ((shape[1],), of_page, 0))[:2] != ((shape[1],), of_page):
+            return f"{name} must hold one {of_page.__name__} for each of the {shape[1]} pages"
     size = math.prod(shape) * dtype.itemsize
     if size > MOST_BYTES or shape[0] > _MOST_SNAPSHOTS:
         return f"content is {about_bytes(size)} in {shape[0]} snapshots, too large to replay"
@@ -460,6 +464,8 @@ class Capture:
     first: npt.NDArray[np.int64]  # (pages,) contents at the start
     changes: Sequence[tuple[int, PageNumbers, npt.NDArray[np.int64]]] = field(default_factory=tuple)
     highest: int = 0
+    lz4_bytes: npt.NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    """(pages,) or none: sizes in the first snapshot under LZ4; 0 for a page of zeros or one that was not there."""
 
 
 @lru_cache(maxsize=64)
@@ -471,6 +477,7 @@ def load_capture(path: Path) -> Capture:
     with np.load(path, allow_pickle=False) as arrays:
         content, time_s = arrays["content"], arrays["time_s"].astype(np.float64)
         touched = arrays["touched_from"] if "touched_from" in arrays else np.zeros(content.shape[1], np.uint8)
+        lz4_bytes = np.minimum(arrays["lz4_bytes"], PAGE_BYTES) if "lz4_bytes" in arrays else np.zeros(0, np.uint16)
     content = content.astype(np.int64)
     first = np.where(touched == 0, content[0], UNTOUCHED)
     changes = []
@@ -479,4 +486,4 @@ def load_capture(path: Path) -> Capture:
         differs = (content[snapshot] != content[snapshot - 1]) & (touched < snapshot) & (touched != NEVER_TOUCHED)
         pages = np.flatnonzero(appears | differs)
         changes.append((round((time_s[snapshot] - time_s[0]) * SECOND), pages, content[snapshot][pages]))
-    return Capture(path, first, tuple(changes), int(content.max(initial=0)))
+    return Capture(path, first, tuple(changes), int(content.max(initial=0)), lz4_bytes)
