@@ -123,6 +123,8 @@ GUESTS: tuple[Column, ...] = (
     Column("end", "string", "", "running, stopped or oom-killed"),
     _memory("memory_bytes", "memory promised to the guest"),
     _memory("touched_bytes", "memory the guest has written at least once and still holds"),
+    _memory("balloon_bytes", "memory in the guest's balloon"),
+    _memory("reported_bytes", "memory that the host took because the guest reported it as free, since its start"),
     Column("ksm_merging_pages", "int64", "pages", "pages in the stable tree", _PROCESS + "ksm_merging_pages"),
     Column("ksm_zero_pages", "int64", "pages", "pages mapped to the kernel's zero page", _PROCESS + "ksm_zero_pages"),
     Column("ksm_rmap_items", "int64", "count", "page items KSM keeps, 64 bytes each", _PROCESS + "ksm_rmap_items"),
