@@ -158,6 +158,8 @@ GUESTS: tuple[Column, ...] = (
     _memory("swapped_bytes", "its part that is swapped out"),
     Column("stall_s", "float64", "s", "time it waited for memory, each of its processors by itself"),
     Column("progress_percent", "float64", "%", "work done, against what it would have done without waiting"),
+    _memory("balloon_bytes", "memory in the guest's balloon"),
+    _memory("reported_bytes", "memory that the host took because the guest reported it as free, since its start"),
     Column("ksm_merging_pages", "int64", "pages", "pages in the stable tree", _PROCESS + "ksm_merging_pages"),
     Column("ksm_zero_pages", "int64", "pages", "pages mapped to the kernel's zero page", _PROCESS + "ksm_zero_pages"),
     Column("ksm_rmap_items", "int64", "count", "page items KSM keeps, 64 bytes each", _PROCESS + "ksm_rmap_items"),

@@ -18,6 +18,7 @@ from sim.memory.access import by_activity, groups, numbered
 from sim.memory.guest import Advice, Burst, Vm
 from sim.memory.huge import Daemon, Hugetlbfs, Thp
 from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
+from sim.reclaim.balloon import REPORT_EVERY, Ballooning, FreePages, MomBalloon, Sizes
 from sim.reclaim.psi import EVERY, Averages
 from sim.reclaim.swap import Swap
 from sim.reclaim.watermarks import Watermarks
@@ -76,6 +77,8 @@ class Host(Sharing, _Hardware):
     """Where pages go when memory is short; nowhere unless given."""
     watermarks: Watermarks = Watermarks()
     """When the host reclaims memory and how."""
+    balloon: MomBalloon | None = None
+    """Let oVirt's MOM fill and empty the guests' balloons."""
     ksmtuned: Ksmtuned | None = None
     """Let ksmtuned turn KSM's knobs."""
     mom: Mom | None = None
@@ -165,6 +168,12 @@ class Guest:
     """What that would be without stalls."""
     original: Int32 | None = None
     """What its pages held at the start, if a burst brings that back."""
+    free_pages: FreePages | None = None
+    """What it does not use, if it ever gives that to the host."""
+    freed: simpy.Event | None = None
+    """It frees pages that it will report."""
+    reported: int = 0
+    """Pages that the host took because the guest reported them as free."""
 
     @property
     def progress_percent(self) -> float:
@@ -381,6 +390,8 @@ class Machine:
             env.process(self._collapse())
         if self._squeeze():
             env.process(self._average())
+        if self.host.balloon:
+            env.process(self._balloon(self.host.balloon))
         tuner = self.host.ksmtuned or self.host.mom
         if tuner:
             env.process(self._tune(tuner))
@@ -437,6 +448,8 @@ class Machine:
             self.env.process(self._advise(guest, advice))
         if vm.activity:
             self.env.process(self._vary(guest))
+        if vm.free_page_reporting:
+            self.env.process(self._report(guest))
         if not vm.fork_of and isinstance(vm.content, Captured):
             self.env.process(self._replay(guest, vm.content))
         if guest.stop < self.duration:
@@ -471,6 +484,8 @@ class Machine:
             self.space.count = self.scanner.fork(parent.index, guest.index, self.space.count, now)
             return True
         contents, accesses = self._image_of(guest)
+        if vm.balloon or vm.free_page_reporting:
+            guest.free_pages = FreePages(self._free_of(guest))
         self.scanner.set_accesses(guest.index, accesses)
         if vm.huge_pages == "hugetlbfs":
             contents[contents == UNTOUCHED] = 0
@@ -512,6 +527,16 @@ class Machine:
             return contents, accesses
         guest.places = dict(places)
         return image.contents(vm.memory, guest.places, self.space), accesses
+
+    def _free_of(self, guest: Guest) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which pages the guest has free when it starts."""
+        image = guest.vm.content
+        if isinstance(image, Synthetic):
+            return image.free(guest.vm.memory, guest.places)
+        free = np.ones(guest.vm.pages, np.bool_)
+        capture = self.captures[image.path]
+        free[: len(capture.free)] = capture.free
+        return free
 
     def _captured_contents(self, guest: Guest, image: Captured, captured: Int64, own: int) -> Int32:
         """Contents of a capture as this host numbers them; *own* for the pages in which this copy differs."""
@@ -556,7 +581,9 @@ class Machine:
             if burst.share < 1:
                 draw = generator(self.seed, "guest", guest.name, "burst", number, times)
                 pages = np.sort(draw.choice(where, round(burst.share * len(where)), replace=False))
-            if not self._write(guest, pages, self._burst_contents(guest, burst, pages)):
+            if burst.leaves == "free":
+                self._free(guest, pages)
+            elif not self._write(guest, pages, self._burst_contents(guest, burst, pages)):
                 return
             if burst.every is None:
                 return
@@ -603,7 +630,44 @@ class Machine:
 
     def _write(self, guest: Guest, pages: PageNumbers, contents: Int32) -> bool:
         guest.pages_written += len(pages)
+        if guest.free_pages:
+            self.scanner.discard(guest.index, guest.free_pages.use(pages, self.scanner.backed(guest.index)))
         return self._try(guest, lambda: self.scanner.write(guest.index, pages, contents, int(self.env.now)))
+
+    def _free(self, guest: Guest, pages: PageNumbers) -> None:
+        """The guest's kernel puts pages on its list of free ones."""
+        if guest.free_pages:
+            guest.free_pages.give(pages)
+        if guest.freed and not guest.freed.triggered:
+            guest.freed.succeed()
+
+    def _report(self, guest: Guest) -> Steps:
+        """Free page reporting: every two seconds a part of what is free, until all is told."""
+        assert guest.free_pages is not None  # it has them because it reports
+        while True:
+            guest.freed = self.env.event()
+            yield self.env.timeout(REPORT_EVERY)
+            while guest.running and len(pages := guest.free_pages.report(self.scanner.backed(guest.index))):
+                self.scanner.discard(guest.index, pages)
+                guest.reported += len(pages)
+                yield self.env.timeout(REPORT_EVERY)
+            if not guest.running:
+                return
+            yield guest.freed
+
+    def _balloon(self, rules: MomBalloon) -> Steps:
+        """MOM: looks at the host and its guests, and sets the sizes of their balloons."""
+        daemon = Ballooning(rules, self.host.memory)
+        while True:
+            yield self.env.timeout(rules.main_loop_interval)
+            guests = {}
+            for guest in self.guests:
+                if guest.running and guest.free_pages and guest.vm.balloon:
+                    sizes = Sizes(guest.vm.balloon.min // PAGE_BYTES, guest.vm.pages)
+                    guests[guest.index] = guest.free_pages, sizes
+            free, _ = self.scanner.usage()
+            for index, wanted in daemon.look(free, guests).items():
+                self.scanner.discard(index, guests[index][0].resize(wanted, self.scanner.backed(index)))
 
     def _try(self, guest: Guest, ask: Callable[[], None]) -> bool:
         """Let the guest ask for frames; while there are none, somebody dies. Returns whether it lives."""
@@ -648,6 +712,8 @@ class Machine:
             "swapped_bytes": self.scanner.swapped(guest.index) * PAGE_BYTES,
             "stall_s": self.scanner.stalled(guest.index) / SECOND,
             "progress_percent": guest.progress_percent,
+            "balloon_bytes": guest.free_pages.balloon * PAGE_BYTES if guest.free_pages else 0,
+            "reported_bytes": guest.reported * PAGE_BYTES,
             **self.scanner.counters_of(guest.index),
         }
 

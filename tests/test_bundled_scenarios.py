@@ -13,6 +13,8 @@ SCENARIOS = Path(__file__).parents[1] / "scenarios"
 FILES = sorted(SCENARIOS.glob("*.yaml"))
 
 CLAIMS = {
+    ("balloons", "hosts.0.balloon.max_balloon_change_percent=0.5%"): ["oom_kills == 1"],
+    ("nightly-jobs", "vms.0.free_page_reporting=false"): ["oom_kills == 2"],
     ("kernel-defaults", "hosts.0.ksm.pages_to_scan=1000"): ["oom_kills == 0", "cpu_overhead_percent < 1"],
     ("ksmtuned-filling-host", "vms.0.every=30s"): ["oom_kills == 2"],
     ("phase-trap", "hosts.0.ksm.smart_scan=0"): ["pages_sharing == 1024"],

@@ -164,6 +164,10 @@ def _check(scenario: Scenario) -> None:
         )
     if host.ksm is None:
         raise UserError(f"{scenario.name}: the lab replays KSM; remove hosts.0.{host.sharing[0]}")
+    for i, vm in enumerate(scenario.vms):
+        for name in ("balloon", "free_page_reporting"):
+            if getattr(vm, name):
+                raise UserError(f"{scenario.name}: the lab's guests have no balloon device; remove vms.{i}.{name}")
     if host.hugetlbfs:
         raise UserError(f"{scenario.name}: the lab sets no hugetlbfs up; remove hosts.0.hugetlbfs")
     if host.numa_nodes > 1:

@@ -24,8 +24,9 @@ class Burst(Block):
     """Time from one burst to the next; once only unless given."""
     share: Share = 1.0
     """Share of the part's pages, chosen anew each time."""
-    leaves: Literal["unique", "zero", "original"] = "unique"
-    """What is left in the pages: contents never seen before, zeros, or what the guest started with."""
+    leaves: Literal["unique", "zero", "original", "free"] = "unique"
+    """What is left in the pages: contents never seen before, zeros, or what the guest started with; or the guest
+    frees them without writing, for a balloon or a report of free pages to take."""
 
 
 class Advice(Block):
@@ -56,6 +57,13 @@ class Activity(Block):
         if bad:
             raise Several(*bad)
         return self
+
+
+class Balloon(Block):
+    """The guest has a balloon, which the host's rules fill."""
+
+    min: Bytes = 0
+    """Memory that the guest keeps however little the host has (in oVirt, its guaranteed memory)."""
 
 
 class Vm(Block):
@@ -98,6 +106,10 @@ class Vm(Block):
     """Thousandths of the host's memory to add to the guest's size when a guest must be killed; -1000 never."""
     differs_at: Bytes = Field(default=0, le=PAGE_BYTES)
     """How many bytes at their start two different pages of these guests have in common: what ksmd compares in vain."""
+    balloon: Balloon | None = None
+    """Let the rules of the host's balloon take what the guest has free."""
+    free_page_reporting: bool = False
+    """The guest tells the host of 2 MiB blocks that it has free, and the host takes their frames."""
     activity: Activity | None = None
     """Scales the random writes over time."""
     bursts: tuple[Burst, ...] = ()
@@ -136,9 +148,25 @@ class Vm(Block):
     def _consistent(self) -> Vm:
         faults = [*self._size_faults(), *self._time_faults()]
         faults += self._fork_faults() if self.fork_of else self.part_faults(self.content)
+        faults += self._balloon_faults()
         if faults:
             raise Several(*faults)
         return self
+
+    def _balloon_faults(self) -> Iterator[At]:
+        if self.balloon and self.balloon.min >= self.memory:
+            yield At("balloon.min", "leaves nothing for the balloon", f"write less than {format_bytes(self.memory)}")
+        for name in ("balloon", "free_page_reporting"):
+            if getattr(self, name) and self.huge_pages == "hugetlbfs":
+                yield At(name, "pages of hugetlbfs are not given back", "remove it or huge_pages")
+            if getattr(self, name) and self.fork_of:
+                yield At(name, "only a guest that boots by itself has one", "remove it or fork_of")
+        for i, burst in enumerate(self.bursts):
+            parts = self.content.parts if isinstance(self.content, Synthetic) and not self.fork_of else ()
+            part = next((each for each in parts if each.name == burst.part), None)
+            if burst.leaves == "free" and part and (part.writes or part.reads):
+                kind = "writes" if part.writes else "reads"
+                yield At(f"bursts.{i}.leaves", f"part {part.name} has random {kind}: it stays in use", f"remove {kind}")
 
     def _size_faults(self) -> Iterator[At]:
         if self.memory % PAGE_BYTES:

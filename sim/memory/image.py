@@ -216,12 +216,17 @@ class Part(Block):
     """Pages filled with zeros."""
     untouched: bool = False
     """Memory the guest has not touched: no frame, not seen by KSM."""
+    free: bool = False
+    """Memory the guest has used and freed: its contents stay until a balloon or a report of free pages takes them."""
     run: Bytes = 0
     """Length of the pieces in which the part lies about in the guest's memory; 0 keeps it in one piece."""
     writes: Writes | None = None
     """Random writes."""
     reads: Reads | None = None
     """Accesses that change nothing."""
+    compresses_to: Share | None = None
+    """Size of each page under LZ4, as a share of the page, for zram and zswap; 0% is a page of one repeated word.
+    Unless given, sizes are drawn from those of captured guests' pages, 44% on average."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Part:
@@ -231,6 +236,10 @@ class Part(Block):
         for kind in ("writes", "reads"):
             if self.untouched and getattr(self, kind):
                 raise At(kind, f"random {kind} need pages that were touched", "use a burst to touch memory later")
+            if self.free and getattr(self, kind):
+                raise At(kind, f"nobody {kind} free pages", "use a burst to bring them into use")
+        if self.free and self.untouched:
+            raise At("free", "what was never touched is free by itself", "remove it")
         if self.reads and self.reads.order == "loop" and self.run:
             raise At("reads.order", "a loop needs the part in one piece", "remove run")
         if self.run % PAGE_BYTES:
@@ -294,6 +303,13 @@ class Synthetic(Block):
         """Contents that this guest alone has several times."""
         sizes = ((pages_of(part.size, memory // PAGE_BYTES), part.duplicates) for part in self.parts)
         return sum(-(-size // each) for size, each in sizes if each)
+
+    def free(self, memory: int, places: Mapping[str, PageNumbers]) -> npt.NDArray[np.bool_]:
+        """Whether the guest has each page on its list of free pages when it starts."""
+        free = np.ones(memory // PAGE_BYTES, np.bool_)
+        for part in self.parts:
+            free[places[part.name]] = part.free or part.untouched
+        return free
 
     def contents(self, memory: int, places: Mapping[str, PageNumbers], space: ContentSpace) -> Contents:
         """The content of each page when the guest starts."""
@@ -397,8 +413,9 @@ def _wrong_layout(headers: Mapping[str, _Header]) -> str:
         return f"content must be [snapshots, pages], not of shape {list(shape)}"
     if time_dtype.kind not in "fiu" or times != (shape[0],):
         return f"time_s must hold one number for each of the {shape[0]} snapshots"
-    if headers.get("touched_from", ((shape[1],), np.uint8, 0))[:2] != ((shape[1],), np.uint8):
-        return f"touched_from must hold one uint8 for each of the {shape[1]} pages"
+    for name, of_page in (("touched_from", np.uint8), ("lz4_bytes", np.uint16), ("free", np.bool_)):
+        if headers.get(name, ((shape[1],), of_page, 0))[:2] != ((shape[1],), of_page):
+            return f"{name} must hold one {np.dtype(of_page)} for each of the {shape[1]} pages"
     size = math.prod(shape) * dtype.itemsize
     if size > MOST_BYTES or shape[0] > _MOST_SNAPSHOTS:
         return f"content is {about_bytes(size)} in {shape[0]} snapshots, too large to replay"
@@ -460,6 +477,10 @@ class Capture:
     first: npt.NDArray[np.int64]  # (pages,) contents at the start
     changes: Sequence[tuple[int, PageNumbers, npt.NDArray[np.int64]]] = field(default_factory=tuple)
     highest: int = 0
+    lz4_bytes: npt.NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    """(pages,) or none: sizes in the first snapshot under LZ4; 0 for a page of zeros or one that was not there."""
+    free: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """(pages,) whether the guest's kernel had the page free at the end, or the page was never there."""
 
 
 @lru_cache(maxsize=64)
@@ -471,6 +492,8 @@ def load_capture(path: Path) -> Capture:
     with np.load(path, allow_pickle=False) as arrays:
         content, time_s = arrays["content"], arrays["time_s"].astype(np.float64)
         touched = arrays["touched_from"] if "touched_from" in arrays else np.zeros(content.shape[1], np.uint8)
+        lz4_bytes = np.minimum(arrays["lz4_bytes"], PAGE_BYTES) if "lz4_bytes" in arrays else np.zeros(0, np.uint16)
+        free = (touched == NEVER_TOUCHED) | arrays.get("free", False)
     content = content.astype(np.int64)
     first = np.where(touched == 0, content[0], UNTOUCHED)
     changes = []
@@ -479,4 +502,4 @@ def load_capture(path: Path) -> Capture:
         differs = (content[snapshot] != content[snapshot - 1]) & (touched < snapshot) & (touched != NEVER_TOUCHED)
         pages = np.flatnonzero(appears | differs)
         changes.append((round((time_s[snapshot] - time_s[0]) * SECOND), pages, content[snapshot][pages]))
-    return Capture(path, first, tuple(changes), int(content.max(initial=0)))
+    return Capture(path, first, tuple(changes), int(content.max(initial=0)), lz4_bytes, free)

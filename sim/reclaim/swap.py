@@ -11,9 +11,8 @@ from pydantic import Field, model_validator
 from sim.columns import PAGE_BYTES
 from sim.cost.prices import Prices, compressor, paging, swap_device
 from sim.errors import At, Several
+from sim.reclaim.compression import Algorithm
 from sim.units import MICROSECOND, SECOND, Block, Bytes, Duration
-
-Algorithm = Literal["lzo-rle", "lzo", "lz4", "zstd"]
 
 DEFAULT_ALGORITHM: Final = "lzo-rle"
 """What zram takes unless told otherwise (CONFIG_ZRAM_DEF_COMP)."""

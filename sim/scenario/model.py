@@ -113,6 +113,11 @@ class Scenario(Block):
             for host in self._hosts_of(vm):
                 _, settings = host.sharing
                 yield from (_below(f"vms.{i}", fault) for fault in settings.guest_faults(vm))
+            if vm.balloon and not any(host.balloon for host in self._hosts_of(vm)):
+                yield At(f"vms.{i}.balloon", "no host has rules that fill balloons", "give the host balloon: {}")
+        for i, host in enumerate(self.hosts):
+            if host.balloon and not any(vm.balloon and host in self._hosts_of(vm) for vm in self.vms):
+                yield At(f"hosts.{i}.balloon", "no guest here has a balloon", "give guests balloon: {}")
 
     def _hosts_of(self, vm: Vm) -> Iterator[Host]:
         """Kinds of host that the guest may run on."""
@@ -189,6 +194,9 @@ class Scenario(Block):
                 yield from self._too_late(f"hosts.{i}.ksm.changes.{j}.at", change.at)
             if host.ksmtuned:
                 yield from self._too_often(f"hosts.{i}.ksmtuned.monitor_interval", host.ksmtuned.monitor_interval)
+            if host.balloon:
+                path = f"hosts.{i}.balloon.main_loop_interval"
+                yield from self._too_often(path, host.balloon.main_loop_interval)
             if host.mom:
                 yield from self._too_often(f"hosts.{i}.mom.main_loop_interval", host.mom.main_loop_interval)
         for i, vm in enumerate(self.vms):

@@ -272,6 +272,21 @@ class Room(ABC):
         """Pages were swapped out or came back (`Memory.gone`)."""
         self.m.counts[memory.GONE] = 0
 
+    def backed(self, guest: int) -> npt.NDArray[np.bool_]:
+        """Which of the guest's pages the host keeps something for."""
+        return np.asarray(self.m.place[self.pages_of(guest)] & (memory.PRESENT | memory.SWAPPED) != 0)
+
+    def discard(self, guest: int, pages: Int64) -> None:
+        """The guest gives pages back (MADV_DONTNEED): when it next touches one, that is a new page."""
+        first = int(self.m.guest[guest, memory.FIRST])
+        for piece in np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1):
+            if len(piece):
+                self._unmap(first + int(piece[0]), len(piece))
+
+    def _unmap(self, first: int, pages: int) -> None:
+        """Unmap a range of pages of the host's memory."""
+        memory.drop_pages(self.m, first, pages)
+
     def set_accesses(self, guest: int, accesses: UInt16) -> None:
         """Say which class of random accesses each page gets (before the guest is filled)."""
         self.m.accesses[self.pages_of(guest)] = accesses

@@ -141,6 +141,10 @@ class Scanner(Room):
                 return False
         return True
 
+    def _unmap(self, first: int, pages: int) -> None:
+        """See `Room`; ksmd's searches end where a page of its unstable tree was."""
+        ksmd.unmap_pages(self.m, self.k, first, pages)
+
     def advise(self, guest: int, first: int, pages: int, mergeable: bool, now: int) -> bool:
         """madvise() of a range. Returns False (EAGAIN, nothing lost) if unmerging finds no frame."""
         start = int(self.m.guest[guest, memory.FIRST]) + first

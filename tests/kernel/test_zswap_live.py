@@ -1,0 +1,79 @@
+"""A pool of zswap that fills, refuses, writes back and takes pages again, as `sim.reclaim.zswap` says."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sim.lab.machine import borrowed, exclusive
+from sim.lab.swap_costs import _MADV_PAGEOUT, _command, _vm_event
+from sim.reclaim.zswap import Zswap
+from sim.units import GIB, MIB
+
+pytestmark = pytest.mark.kernel
+
+PARAMETERS = Path("/sys/module/zswap/parameters")
+_STEP = 8 * MIB
+FILE = Path("/var/tmp/overcommit-zswap-test.swap")
+
+
+def meminfo(name: str) -> int:
+    """Bytes."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields[name].split()[0]) * 1024
+
+
+@pytest.fixture
+def limited() -> Iterator[int]:
+    """A pool of 1 % of the memory before a swap file; the file's size in bytes."""
+    if not PARAMETERS.is_dir() or meminfo("MemTotal") > 64 * GIB:
+        pytest.skip("this kernel has no zswap, or 1 % of its memory is too much to fill")
+    before = {name: (PARAMETERS / name).read_text() for name in ("enabled", "max_pool_percent")}
+    size = (2 * Zswap(max_pool_percent=1).pool(meminfo("MemTotal")).most * 4096 // MIB + 64) * MIB
+    with exclusive(), borrowed("file", str(FILE)):
+        _command("dd", "if=/dev/zero", f"of={FILE}", "bs=1M", f"count={size // MIB}", "status=none")
+        FILE.chmod(0o600)
+        with borrowed("swap", str(FILE)):
+            _command("mkswap", str(FILE))
+            _command("swapon", "-p", "32767", str(FILE))
+            try:
+                (PARAMETERS / "max_pool_percent").write_text("1")
+                (PARAMETERS / "enabled").write_text("Y")
+                yield size
+            finally:
+                for name, value in before.items():
+                    (PARAMETERS / name).write_text(value)
+
+
+def test_a_full_pool_refuses_and_writes_back_to_its_threshold(limited: int) -> None:
+    pool = Zswap(max_pool_percent=1).pool(meminfo("MemTotal"))
+    size = (limited - 32 * MIB) // _STEP * _STEP
+    held = []
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        area.madvise(mmap.MADV_NOHUGEPAGE)
+        words = np.frombuffer(area, np.uint64)
+        words[:] = np.resize(np.random.default_rng(1).integers(1 << 63, size=MIB // 8, dtype=np.uint64), len(words))
+        names = "zswpout", "pswpout", "zswpwb"
+        before = [_vm_event(name) for name in names]
+        for at in range(0, size, _STEP):
+            area.madvise(_MADV_PAGEOUT, at, _STEP)
+            held.append(meminfo("Zswap") // 4096)
+        deadline = time.monotonic() + 10
+        while len(held) < 3 or (len({*held[-3:]}) > 1 and time.monotonic() < deadline):
+            time.sleep(0.3)
+            held.append(meminfo("Zswap") // 4096)
+        took, swapped, written = (_vm_event(name) - start for name, start in zip(names, before, strict=True))
+        del words
+
+    # Nothing can be compressed: each page takes one of the pool.
+    assert max(held) == pytest.approx(pool.most, abs=8)
+    assert held[-1] == pytest.approx(took - written, abs=8)
+    assert swapped == pytest.approx(size // 4096 - took + written, rel=0.001)
+    assert written > 0
+    after = held[held.index(max(held)) :]
+    assert min(after) >= pool.again - 8

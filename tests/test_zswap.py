@@ -1,0 +1,63 @@
+"""The limits of zswap's pool, and when it takes pages."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.cost import prices
+from sim.errors import At
+from sim.reclaim.swap import Swap
+from sim.reclaim.zswap import Zswap, is_full
+from sim.units import GIB
+
+MEMTOTAL_KB = 24_684_092
+
+
+def swap(device: str, **settings: object) -> Swap:
+    return Swap.model_validate({"device": device, "size": "1GiB", **settings})
+
+
+def test_limits_are_those_that_a_kernel_had() -> None:
+    pool = Zswap(max_pool_percent=1).pool(MEMTOTAL_KB * 1024)
+
+    assert pool.most * 4 == 246_840  # Zswap in /proc/meminfo when the pool was full
+    assert pool.again * 4 == pytest.approx(222_144, abs=16)  # and when it had written back: zspages have 4 pages
+
+
+def test_a_full_pool_takes_pages_again_at_its_threshold() -> None:
+    most, again = Zswap(max_pool_percent=10).pool(GIB)
+    full, takes = False, []
+    for pages in (most - 1, most, most - 1, again + 1, again, most - 1):
+        full = is_full(pages, full, most, again)
+        takes.append(not full)
+
+    assert takes == [True, False, False, False, True, True]
+
+
+@given(st.integers(1, 100), st.integers(0, 100), st.integers(1 << 20, 1 << 40), st.booleans())
+def test_a_pool_that_is_full_takes_nothing_and_one_below_its_threshold_everything(
+    percent: int, accept: int, memory: int, was_full: bool
+) -> None:
+    most, again = Zswap(max_pool_percent=percent, accept_threshold_percent=accept).pool(memory)
+
+    assert 0 <= again <= most <= memory // 4096
+    assert is_full(most, was_full, most, again)
+    assert again == most or not is_full(again, was_full, most, again)
+
+
+def test_compression_is_paid_besides_swapping() -> None:
+    priced = prices.load(prices.DEFAULT)
+
+    cpu_in, cpu_out = Zswap(compressor="lz4").cpu_ns(priced)
+
+    zram = swap("zram", algorithm="lz4").device_times(priced)
+    assert (cpu_in, cpu_out) == (zram.cpu_in_ns, zram.cpu_out_ns)
+
+
+@pytest.mark.parametrize(("behind", "message"), [(None, "has none"), (swap("zram"), "twice")])
+def test_a_pool_before_nothing_is_refused(behind: Swap | None, message: str) -> None:
+    with pytest.raises(At, match=message):
+        Zswap().check(behind)
+    Zswap().check(swap("ssd"))
