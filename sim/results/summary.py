@@ -20,7 +20,7 @@ def summarise(samples: pd.DataFrame, scans: pd.DataFrame) -> Summary:
     """
     values: Summary = {metric.name: None for metric in METRICS}
     if not samples.empty:
-        values |= _memory(samples) | _cpu(samples) | _end(samples)
+        values |= _memory(samples) | _cpu(samples) | _speed(samples) | _end(samples)
     values |= _scan_times(scans)
     return {name: None if value is None or np.isnan(value) else value for name, value in values.items()}
 
@@ -68,14 +68,30 @@ def _cpu(samples: pd.DataFrame) -> Summary:
     capacity = 1e9 * float((last["cores"] * last["time_s"]).sum())
     if not capacity:
         return {}
-    parts = ("ksmd", "scan", "merge", "cow")
+    parts = ("ksmd", "scan", "merge", "cow", "tlb")
     share = {part: 100.0 * float(last[f"{part}_cpu_ns"].sum(skipna=False)) / capacity for part in parts}
     return {
-        "cpu_overhead_percent": share["ksmd"] + share["cow"],
+        "cpu_overhead_percent": share["ksmd"] + share["cow"] + share["tlb"],
         "cpu_scan_percent": share["scan"],
         "cpu_merge_percent": share["merge"],
         "cpu_cow_percent": share["cow"],
+        "cpu_tlb_percent": share["tlb"],
         "ksmd_cpu_percent": float((last["ksmd_cpu_ns"] / last["time_s"]).mean()) / 1e7,
+    }
+
+
+def _speed(samples: pd.DataFrame) -> Summary:
+    last = samples.groupby("host").last()
+    work, walk, native, tlb, saved = (
+        float(last[name].sum(skipna=False))
+        for name in ("work_cpu_ns", "walk_cpu_ns", "native_walk_cpu_ns", "tlb_cpu_ns", "llc_saved_ns")
+    )
+    if not work > 0:
+        return {}
+    return {
+        "tlb_slowdown_percent": 100 * tlb / (work + walk - tlb),
+        "native_speed_percent": 100 * (work + native) / (work + walk),
+        "llc_gain_percent": 100 * saved / (work + walk - saved),
     }
 
 
