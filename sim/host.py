@@ -641,9 +641,8 @@ class Machine:
     def _look(self) -> Steps:
         """See now and then in what pages the guests run, whatever the time between two samples."""
         while True:
-            runners = [
-                Runner(guest.index, guest.vm, self._host_pages(guest.vm)) for guest in self.guests if guest.running
-            ]
+            yield self.env.timeout(0)  # after all else that happens now
+            runners = [Runner(each.index, each.vm, self._host_pages(each.vm)) for each in self.guests if each.running]
             self.walks.look(self.scanner.m, runners, int(self.env.now))
             yield self.env.timeout(LOOK_EVERY)
 

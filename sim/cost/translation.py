@@ -74,19 +74,20 @@ class Walker:
         self._entries = np.log([entries for entries, _ in priced])
         self._ns = np.array([ns for _, ns in priced])
 
-    def reference_ns(self, entries: float) -> float:
-        """Time of one reference when misses spread over so many entries: caches hold the tables of few of them."""
-        return float(np.interp(np.log(entries), self._entries, self._ns))
+    def reference_ns(self, entries: float | Floats) -> Floats:
+        """Time of one reference when misses spread evenly over so many entries: caches hold the tables of few."""
+        found: Floats = np.interp(np.log(entries), self._entries, self._ns)
+        return found
 
     def per_access(self, entries: Entries) -> float:
         """Time (ns) that an access waits for a walk, on average over all accesses."""
         missed = self._misses(entries)
-        total = float(entries.count @ missed)
-        if not total:
-            return 0.0
-        spread = total**2 / float(entries.count @ missed**2)
-        walked = float(entries.count @ (missed * entries.references))
-        return walked * self.reference_ns(spread) / float(entries.count @ entries.rate)
+        missing = (missed > 0) & (entries.count > 0)
+        count, missed = entries.count[missing], missed[missing]
+        # What is missed as often as this one of all would be missed evenly if there were so many.
+        alike = count @ missed / missed
+        walks = count * missed * entries.references[missing]
+        return float(walks @ self.reference_ns(alike) / (entries.count @ entries.rate)) if len(count) else 0.0
 
     def _misses(self, entries: Entries) -> Floats:
         """Misses of one entry of each kind, in the unit of the rates."""
