@@ -34,6 +34,8 @@ LOOK_EVERY: Final = SECOND
 _LEVELS: Final[Mapping[str, int]] = {"none": 0, "4KiB": 4, "2MiB": 3, "1GiB": 2}
 """Levels of page tables down to a page of that size; none where no second table is walked."""
 _AREA_PAGES: Final = 512
+_HARDLY: Final = 1e-12
+"""Share of all misses that is not worth a price."""
 
 
 def references(guest: int, host: int) -> int:
@@ -82,7 +84,7 @@ class Walker:
     def per_access(self, entries: Entries) -> float:
         """Time (ns) that an access waits for a walk, on average over all accesses."""
         missed = self._misses(entries)
-        missing = (missed > 0) & (entries.count > 0)
+        missing = entries.count * missed > _HARDLY * (entries.count @ missed)
         count, missed = entries.count[missing], missed[missing]
         # What is missed as often as this one of all would be missed evenly if there were so many.
         alike = count @ missed / missed
