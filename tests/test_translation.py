@@ -133,7 +133,7 @@ def test_small_against_huge_pages_is_as_measured_when_predicted_from_the_other_w
 
 
 def test_a_machine_that_is_no_guest_pays_native_walks_and_reaches_further_with_huge_pages():
-    bare = Tlb(small=2048, huge=1024, shared=False, host_pages="none", source="made up for this test")
+    bare = Tlb(small=2048, huge=1024, host_pages="none", source="made up for this test")
     priced = dict(reference_prices(bare, LOADS))
 
     *_, (pages, ns) = priced.items()
@@ -174,14 +174,14 @@ def test_a_split_tlb_has_room_of_its_own_for_huge_pages():
     seen = Seen(np.array([[0, 0, 0], [64, 0, 0]]), np.ones(64), np.ones(64, np.int64), np.array([0.0, 1.0]))
 
     def cost(**tlb):
-        settings = {"small": 64, "huge": 64, "shared": False, "host_pages": "4KiB", "source": "made up for this test"}
+        settings = {"small": 64, "huge": 64, "host_pages": "4KiB", "source": "made up for this test"}
         walker = Walker(PRICES.model_copy(update={"tlb": Tlb(**settings | tlb)}))
         return walker.per_access(entries(seen, 3, 4, 3))
 
     assert cost() == 0
     assert cost(huge=32) > 0
     assert cost(small=32) > 0
-    assert cost(shared=True) > 0
+    assert cost(huge=None) > 0
 
 
 @given(data=st.data())

@@ -133,14 +133,16 @@ class Paging(Block):
 
 
 class Tlb(Block):
-    """The processor's TLB for data, and how the loads of random_access were translated."""
+    """The processor's TLB for data, and how the loads of random_access were translated.
+
+    Other processors, for sets made by hand: AMD K10 512 entries and 128 for 2 MiB (AnandTech, March 2008), Zen 2 2048 for
+    both (WikiChip), Zen 5 4096 for both (AMD, Hot Chips 2024).
+    """
 
     small: int = Field(ge=1, le=1 << 20)
     """Entries of its last level for pages of 4 KiB."""
-    huge: int = Field(ge=1, le=1 << 20)
-    """Entries for pages of 2 MiB; larger ones are taken to need as many."""
-    shared: bool
-    """Whether the two are the same entries, in number as small."""
+    huge: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Entries for pages of 2 MiB, where those are not the same entries; larger pages are taken to need as many."""
     host_pages: Literal["none", "4KiB", "2MiB", "1GiB"]
     """Pages that the host of the measured machine gave it; none for one that is no guest."""
     source: Source

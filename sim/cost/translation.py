@@ -93,7 +93,7 @@ class Walker:
 
     def _misses(self, entries: Entries) -> Floats:
         """Misses of one entry of each kind, in the unit of the rates."""
-        if self._tlb.shared:
+        if self._tlb.huge is None:
             return misses(entries.count, entries.rate, self._tlb.small)
         found = np.zeros(len(entries.rate))
         for chosen, capacity in ((~entries.huge, self._tlb.small), (entries.huge, self._tlb.huge)):
@@ -111,7 +111,8 @@ def reference_prices(tlb: Tlb, accesses: Sequence[Access]) -> Iterator[tuple[flo
     for access in accesses:
         pages = access.working_set // PAGE_BYTES
         # Where the measured machine's own host has small pages, its huge ones need an entry for each of those.
-        parts, slots = (pages, tlb.small) if tlb.host_pages == "4KiB" else (-(-pages // _AREA_PAGES), tlb.huge)
+        own = tlb.huge or tlb.small
+        parts, slots = (pages, tlb.small) if tlb.host_pages == "4KiB" else (-(-pages // _AREA_PAGES), own)
         small = max(0.0, 1 - tlb.small / pages) * effective(_LEVELS["4KiB"], host)
         huge = max(0.0, 1 - slots / parts) * effective(_LEVELS["2MiB"], host)
         if small > huge:
