@@ -135,8 +135,8 @@ class Paging(Block):
 class Tlb(Block):
     """The processor's TLB for data, and how the loads of random_access were translated.
 
-    Other processors, for sets made by hand: AMD K10 512 entries and 128 for 2 MiB (AnandTech, March 2008), Zen 2 2048 for
-    both (WikiChip), Zen 5 4096 for both (AMD, Hot Chips 2024).
+    Other processors, for sets made by hand: AMD K10 512 entries and 128 for 2 MiB (AnandTech, March 2008), Zen 2 2048
+    for both (WikiChip), Zen 5 4096 for both (AMD, Hot Chips 2024).
     """
 
     small: int = Field(ge=1, le=1 << 20)
