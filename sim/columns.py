@@ -143,6 +143,11 @@ SAMPLES: tuple[Column, ...] = (
     _cpu("reclaim_cpu_ns", "guest time spent reclaiming memory, since the start"),
     _cpu("swap_cpu_ns", "guest time spent bringing pages back, waiting for the device left out, since the start"),
     _cpu("cow_cpu_ns", "guest time spent copying shared pages on write, since the start"),
+    _cpu("work_cpu_ns", "time that the work of guests with a `load` takes without TLB misses, since the start"),
+    _cpu("walk_cpu_ns", "guest time spent in walks of page tables after TLB misses, since the start"),
+    _cpu("native_walk_cpu_ns", "the same if guests had the machine to themselves, without page tables of the host"),
+    _cpu("tlb_cpu_ns", "walk_cpu_ns less what it were with all memory in huge pages of the host"),
+    _cpu("llc_saved_ns", "guest time saved because shared frames are in the last-level cache once, since the start"),
 )
 """Columns of samples.parquet and of scans.parquet: one row per host and sampling time, or per end of a full scan."""
 
@@ -172,6 +177,12 @@ GUESTS: tuple[Column, ...] = (
     ),
     Column("cow_breaks", "int64", "count", "shared pages the guest had to copy on write"),
     Column("pages_written", "int64", "pages", "pages the guest wrote, repeats counted"),
+    Column(
+        "tlb_slowdown_percent",
+        "float64",
+        "%",
+        "how much longer the guest's work takes than with all memory in huge pages of the host; 0 without a `load`",
+    ),
 )
 """Columns of guests.parquet: one row per guest, at the end of the run or of the guest."""
 
@@ -219,7 +230,7 @@ HEADLINES: tuple[Metric, ...] = (
         "cpu_overhead_percent",
         "%",
         "host CPU spent because of overcommit",
-        "100 * (ksmd + cow + kswapd + reclaim + swap)_cpu_ns / (cores * time), each summed over hosts",
+        "100 * (ksmd + cow + tlb + kswapd + reclaim + swap)_cpu_ns / (cores * time), each summed over hosts",
     ),
     Metric("cpu_scan_percent", "%", "its part for scanning", "100 * scan_cpu_ns / (cores * time)"),
     Metric("cpu_merge_percent", "%", "its part for merging", "100 * merge_cpu_ns / (cores * time)"),
@@ -230,6 +241,30 @@ HEADLINES: tuple[Metric, ...] = (
         "100 * (kswapd + reclaim + swap)_cpu_ns / (cores * time)",
     ),
     Metric("cpu_cow_percent", "%", "its part for copying shared pages on write", "100 * cow_cpu_ns / (cores * time)"),
+    Metric(
+        "cpu_tlb_percent",
+        "%",
+        "its part for TLB misses that huge pages would save",
+        "100 * tlb_cpu_ns / (cores * time)",
+    ),
+    Metric(
+        "tlb_slowdown_percent",
+        "%",
+        "how much longer the guests' work takes than with all memory in huge pages of the host",
+        "100 * tlb_cpu_ns / (work_cpu_ns + walk_cpu_ns - tlb_cpu_ns), each summed over hosts; none without a `load`",
+    ),
+    Metric(
+        "native_speed_percent",
+        "%",
+        "speed of the guests' work against the same without page tables of the host",
+        "100 * (work_cpu_ns + native_walk_cpu_ns) / (work_cpu_ns + walk_cpu_ns), each summed over hosts",
+    ),
+    Metric(
+        "llc_gain_percent",
+        "%",
+        "how much faster the guests' work is because shared frames are in the last-level cache once",
+        "100 * llc_saved_ns / (work_cpu_ns + walk_cpu_ns - llc_saved_ns), each summed over hosts; in no other metric",
+    ),
     Metric(
         "ksmd_cpu_percent",
         "%",

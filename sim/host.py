@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from sim.columns import GUESTS, PAGE_BYTES, SAMPLES
 from sim.cost import prices as price_sets
 from sim.cost.prices import Prices
+from sim.cost.translation import LOOK_EVERY, Runner, Walks
 from sim.errors import At, Several
 from sim.memory.access import by_activity, groups, numbered
 from sim.memory.guest import Advice, Burst, Vm
@@ -260,6 +261,7 @@ class Machine:
         self.khugepaged_ns = 0
         self.psi = Averages(), Averages()
         self.hugetlb_taken = 0
+        self.walks = Walks(self.prices, cores=host.cores, guests=len(self.guests))
         own = {guest.vm.name: guest.vm for guest in self.guests if not guest.vm.fork_of}.values()
         kinds = (group.kind for vm in own for group in groups(vm.content, self._places_of(vm)))
         self.classes = numbered(kinds)
@@ -395,6 +397,8 @@ class Machine:
         tuner = self.host.ksmtuned or self.host.mom
         if tuner:
             env.process(self._tune(tuner))
+        if any(guest.vm.load for guest in self.guests):
+            env.process(self._look())
         while env.peek() <= self.duration:
             self._wait(int(env.peek()))
             env.step()
@@ -716,6 +720,7 @@ class Machine:
             "reported_bytes": guest.reported * PAGE_BYTES,
             **self.scanner.counters_of(guest.index),
         }
+        self.walks.leave(guest.index, now)
 
     def _leave(self, guest: Guest, end: str, now: int) -> None:
         guest.ended, guest.end = now, end
@@ -761,6 +766,18 @@ class Machine:
             yield self.env.timeout(EVERY)
             for averages, total in zip(self.psi, self.scanner.pressure(int(self.env.now)), strict=True):
                 averages.update(total)
+
+    def _look(self) -> Steps:
+        """See now and then in what pages the guests run, whatever the time between two samples."""
+        while True:
+            yield self.env.timeout(0)  # after all else that happens now
+            runners = [Runner(each.index, each.vm, self._host_pages(each.vm)) for each in self.guests if each.running]
+            self.walks.look(self.scanner.m, runners, int(self.env.now))
+            yield self.env.timeout(LOOK_EVERY)
+
+    def _host_pages(self, vm: Vm) -> Literal["2MiB", "1GiB"] | None:
+        """Size of the pages of hugetlbfs that the guest has, if it has such."""
+        return self.host.hugetlbfs.size if self.host.hugetlbfs and vm.huge_pages == "hugetlbfs" else None
 
     def _tune(self, tuner: Ksmtuned | Mom) -> Steps:
         daemon = tuner.start()
@@ -823,6 +840,7 @@ class Machine:
             "khugepaged_cpu_ns": others[:, 3],
             "cores": np.full(len(log), self.host.cores),
             "cow_cpu_ns": columns.pop("cow_breaks") * cow_ps // 1000,
+            **self.walks.columns(np.rint(columns["time_s"] * SECOND).astype(np.int64)),
         }
 
     def _row_of(self, guest: Guest) -> dict[str, object]:
@@ -839,6 +857,7 @@ class Machine:
             **guest.final,
             "cow_breaks": self.scanner.copies(guest.index),
             "pages_written": guest.pages_written,
+            "tlb_slowdown_percent": self.walks.slowdown_percent(guest.index),
         }
 
 

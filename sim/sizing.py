@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Final
 
 from sim.columns import PAGE_BYTES
+from sim.cost.translation import LOOK_EVERY
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
 from sim.memory.image import Captured, captured_shape, pages_of
@@ -28,6 +29,7 @@ _CALM_VISIT_S: Final = 1e-9
 _PICK_S: Final = 3e-7
 _CHANGING_VISIT_S: Final = 2.7e-8
 _BURST_WRITE_S: Final = 1.1e-7
+_LOOK_S: Final = 1.2e-8
 
 _KSMD_VISIT_NS: Final = 1000
 _SKIPPED_AFTER: Final = 4
@@ -105,10 +107,11 @@ def _load(host: Host, guests: Sequence[Assignment], duration: int) -> _Load:
     writes = sum(_burst_writes(each) for each in guests)
     if not pages:
         return _Load(0, 0, 0.0, 0.0, 0.0)
+    looks = sum(each.vm.pages * (each.stop - each.start) / LOOK_EVERY for each in guests if each.vm.load)
     ksm = host.ksm
     if ksm is None:
         visits = host.sharing[1].visits([(each.vm.pages, each.stop - each.start) for each in guests])
-        cpu = pages * _PAGE_S + writes * _BURST_WRITE_S + visits * _PICK_S
+        cpu = pages * _PAGE_S + looks * _LOOK_S + writes * _BURST_WRITE_S + visits * _PICK_S
         return _Load(_peak_pages(guests, duration), pages, visits, 0.0, cpu)
     ticks = -(-ksm.sleep_millisecs * host.hz // 1000) + 1 if ksm.sleep_millisecs else 0
     batches = duration / max(ticks * SECOND // host.hz + ksm.pages_to_scan * _KSMD_VISIT_NS, _KSMD_VISIT_NS)
@@ -119,7 +122,7 @@ def _load(host: Host, guests: Sequence[Assignment], duration: int) -> _Load:
         visited = 1 - lonely / pages * (1 - 1 / _SKIPPED_VISITS)
         scans = _SKIPPED_AFTER + (scans - _SKIPPED_AFTER) / visited
     changing = sum(_changing_pages(each.vm) for each in guests)
-    cpu = pages * _PAGE_S + writes * _BURST_WRITE_S + batches * _BATCH_S
+    cpu = pages * _PAGE_S + looks * _LOOK_S + writes * _BURST_WRITE_S + batches * _BATCH_S
     cpu += scans * (_SCAN_S + pages * _CALM_VISIT_S + changing * _CHANGING_VISIT_S)
     return _Load(_peak_pages(guests, duration), pages, visits, scans, cpu)
 

@@ -107,6 +107,7 @@ def sample(host: str, time: int, guests: int = 24) -> dict[str, Any]:
         "merge_cpu_ns": merge,
         "cow_cpu_ns": cow,
         "ksmd_cpu_ns": scan + merge,
+        "work_cpu_ns": time * SECOND,
     }
     used = row["mem_private_bytes"] + row["mem_shared_bytes"] + row["mem_metadata_bytes"]
     return row | {"mem_used_bytes": used, "mem_free_bytes": row["mem_total_bytes"] - used}

@@ -14,19 +14,26 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import sim
 from sim import columns, document
 from sim.cli import main
+from sim.cost import prices
+from sim.cost.translation import Seen, Walker, entries
+from sim.memory.pages import BLOCK
+from sim.report.style import COLOURS, RC
 from sim.results import Loaded, load
 from sim.sharing.kernels import KERNELS, Kernel
-from sim.units import about_bytes, about_duration
+from sim.units import GIB, about_bytes, about_duration
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SCENARIOS = ROOT / "scenarios"
 PICTURES = {name: ROOT / "results" / f"quickstart-{name}.png" for name in ("memory", "gain-and-cost")}
+SLOWDOWN = ROOT / "results" / "large-pages-slowdown.png"
 PAGES = sorted(page for page in ROOT.rglob("*.md") if not any(part.startswith(".") for part in page.parts))
 
 KERNEL_CHANGES = {
@@ -139,6 +146,28 @@ def scenarios_block() -> str:
     return table(("scenario", "question", "expects"), rows)
 
 
+def draw_slowdown(file: Path) -> None:
+    """Draw what a guest loses by the share of its memory in huge pages, for three intensities."""
+    blocks = GIB // (BLOCK * columns.PAGE_BYTES)
+    walker = Walker(prices.load(prices.DEFAULT))
+    waits = []
+    for huge in range(blocks + 1):
+        counts = np.array([[0, 0, 0], [(blocks - huge) * BLOCK, huge * BLOCK, 0]])
+        backed = (np.arange(blocks) < huge).astype(np.int64)
+        seen = Seen(counts, np.full(blocks, float(BLOCK)), backed, np.array([0.0, 1.0]))
+        waits.append(walker.per_access(entries(seen, 3, 4, 3)))
+    with rc_context(RC):
+        canvas = Figure(figsize=(7, 3.2), layout="constrained")
+        ax = canvas.subplots()
+        for millions, role in ((1, "private"), (3.5, "saved"), (10, "metadata")):
+            percent = 100 * np.array(waits) * millions / 1e3
+            ax.plot(np.linspace(0, 100, blocks + 1), percent, color=COLOURS[role].light)
+            ax.annotate(f"{millions:g} million accesses a second", (0, percent[0]), (6, 5), textcoords="offset points")
+        ax.set(title="A guest that works on 1 GiB, in pages of 2 MiB of its own", ylim=(0, None))
+        ax.set(xlabel="share of its memory in huge pages of the host (%)", ylabel="longer than with all (%)")
+        canvas.savefig(file, dpi=144, metadata={"Software": None})
+
+
 BLOCKS: Mapping[tuple[Path, str], Callable[[], str]] = {
     (README, "run"): run_block,
     (README, "reading"): reading_block,
@@ -164,6 +193,7 @@ def write_anew() -> None:
         page.write_text(f"{text[: place.start()]}{make()}\n{text[place.end() :]}")
     for name, picture in quickstart().pictures.items():
         PICTURES[name].write_bytes(picture)
+    draw_slowdown(SLOWDOWN)
 
 
 # --- the promises ------------------------------------------------------------------------------------------------
@@ -181,7 +211,18 @@ def test_a_generated_part_of_a_page_says_what_the_program_says(page: Path, name:
 def test_a_picture_of_the_readme_is_one_of_the_quickstart(name: str, tmp_path: Path) -> None:
     (tmp_path / "new.png").write_bytes(quickstart().pictures[name])
 
-    committed, drawn = imread(PICTURES[name]), imread(tmp_path / "new.png")
+    assert_same_picture(PICTURES[name], tmp_path / "new.png")
+
+
+def test_the_picture_of_what_large_pages_are_worth_is_that_of_the_model(tmp_path: Path) -> None:
+    draw_slowdown(tmp_path / "new.png")
+
+    assert_same_picture(SLOWDOWN, tmp_path / "new.png")
+
+
+def assert_same_picture(old: Path, new: Path) -> None:
+    """The committed picture and one drawn now show the same."""
+    committed, drawn = imread(old), imread(new)
 
     assert committed.shape == drawn.shape
     # Another matplotlib may place letters a fraction of a pixel apart.

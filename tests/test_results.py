@@ -99,11 +99,21 @@ def test_cpu_overhead_is_the_sum_of_its_parts_over_all_cores():
     second = 10**9
     spent = {"scan_cpu_ns": second, "merge_cpu_ns": 2 * second, "ksmd_cpu_ns": 3 * second, "cow_cpu_ns": second}
     summary = summarise(samples({"time_s": 10, "cores": 4} | spent), samples())
+    summary = results.summarise(samples({"time_s": 10, "cores": 4, "tlb_cpu_ns": 4 * second} | spent), samples())
 
-    assert summary["cpu_overhead_percent"] == pytest.approx(10.0)
-    parts = [summary[f"cpu_{part}_percent"] for part in ("scan", "merge", "cow")]
-    assert parts == pytest.approx([2.5, 5.0, 2.5])
+    assert summary["cpu_overhead_percent"] == pytest.approx(20.0)
+    parts = [summary[f"cpu_{part}_percent"] for part in ("scan", "merge", "cow", "tlb")]
+    assert parts == pytest.approx([2.5, 5.0, 2.5, 10.0])
     assert summary["ksmd_cpu_percent"] == pytest.approx(30.0)
+
+
+def test_speeds_compare_the_time_that_guests_took_with_what_they_might_have_taken():
+    spent = {"work_cpu_ns": 700, "walk_cpu_ns": 300, "native_walk_cpu_ns": 100, "tlb_cpu_ns": 200, "llc_saved_ns": 250}
+    summary = results.summarise(samples({"time_s": 10, "cores": 4} | spent), samples())
+
+    assert summary["tlb_slowdown_percent"] == pytest.approx(25.0)
+    assert summary["native_speed_percent"] == pytest.approx(80.0)
+    assert summary["llc_gain_percent"] == pytest.approx(100 * 250 / 750)
 
 
 def test_cpu_shares_have_no_data_at_time_zero():

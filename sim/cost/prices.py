@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -134,6 +134,34 @@ class Paging(Block):
     """Finding out that a page was used of late, so that it stays; the bundled default's unless given."""
 
 
+class Tlb(Block):
+    """The processor's TLB for data, and how the loads of random_access were translated.
+
+    Other processors, for sets made by hand: AMD K10 512 entries and 128 for 2 MiB (AnandTech, March 2008), Zen 2 2048
+    for both (WikiChip), Zen 5 4096 for both (AMD, Hot Chips 2024).
+    """
+
+    small: int = Field(ge=1, le=1 << 20)
+    """Entries of its last level for pages of 4 KiB."""
+    huge: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Entries for pages of 2 MiB, where those are not the same entries; larger pages are taken to need as many."""
+    host_pages: Literal["none", "4KiB", "2MiB", "1GiB"]
+    """Pages that the host of the measured machine gave it; none for one that is no guest."""
+    source: Source
+    """Measurement, or manual."""
+
+
+class Llc(Block):
+    """The last-level cache."""
+
+    per_core: Bytes = Field(gt=0)
+    """Bytes for each core of a host."""
+    miss: Price
+    """What a load from memory takes longer than one from this cache."""
+    source: Source
+    """Measurement, or manual."""
+
+
 class Prices(Block):
     """CPU time of every kind of work."""
 
@@ -197,6 +225,10 @@ class Prices(Block):
     """Transparent huge pages; where a set does not price them, the bundled default does."""
     random_access: tuple[Access, ...] = ()
     """Random loads by working set, the smallest first: what large pages save."""
+    tlb: Tlb | None = None
+    """With random_access, what walks of page tables cost; where a set lacks one, the bundled default prices them."""
+    llc: Llc | None = None
+    """What the last-level cache saves; where a set does not price it, the bundled default does."""
     zram: Mapping[str, Compressor] = Field(default_factory=dict)
     """Algorithms of zram by their name in the kernel; those that a set does not price, the bundled default does."""
     paging: Paging | None = None
@@ -225,6 +257,20 @@ def huge_pages(prices: Prices) -> HugePages:
     """What huge pages cost by this set, or else by the bundled default."""
     found = prices.huge_pages or load(DEFAULT).huge_pages
     assert found is not None  # the bundled default has them
+    return found
+
+
+def translation(prices: Prices) -> tuple[Tlb, tuple[Access, ...]]:
+    """The TLB and the loads that tell what a walk costs, by this set, or else by the bundled default."""
+    found = prices if prices.tlb and prices.random_access else load(DEFAULT)
+    assert found.tlb is not None  # the bundled default has one
+    return found.tlb, found.random_access
+
+
+def llc(prices: Prices) -> Llc:
+    """The last-level cache by this set, or else by the bundled default."""
+    found = prices.llc or load(DEFAULT).llc
+    assert found is not None  # the bundled default has one
     return found
 
 

@@ -20,7 +20,7 @@ def summarise(samples: pd.DataFrame, scans: pd.DataFrame, guests: pd.DataFrame) 
     """
     values: Summary = {metric.name: None for metric in METRICS}
     if not samples.empty:
-        values |= _memory(samples) | _cpu(samples) | _end(samples)
+        values |= _memory(samples) | _cpu(samples) | _speed(samples) | _end(samples)
     values |= _scan_times(scans)
     if not guests.empty:
         values["progress_percent"] = float(guests["progress_percent"].mean(skipna=False))
@@ -71,18 +71,34 @@ def _cpu(samples: pd.DataFrame) -> Summary:
     capacity = 1e9 * float((last["cores"] * last["time_s"]).sum())
     if not capacity:
         return {}
-    parts = ("ksmd", "scan", "merge", "cow", "kswapd", "reclaim", "swap")
+    parts = ("ksmd", "scan", "merge", "cow", "tlb", "kswapd", "reclaim", "swap")
     share = {part: 100.0 * float(last[f"{part}_cpu_ns"].sum(skipna=False)) / capacity for part in parts}
     swapping = share["kswapd"] + share["reclaim"] + share["swap"]
     return {
-        "cpu_overhead_percent": share["ksmd"] + share["cow"] + swapping,
+        "cpu_overhead_percent": share["ksmd"] + share["cow"] + share["tlb"] + swapping,
         "cpu_scan_percent": share["scan"],
         "cpu_merge_percent": share["merge"],
         "cpu_swap_percent": swapping,
         "cpu_cow_percent": share["cow"],
         "stall_percent": float((last["psi_some_ns"] / last["time_s"]).mean()) / 1e7,
         "stall_full_percent": float((last["psi_full_ns"] / last["time_s"]).mean()) / 1e7,
+        "cpu_tlb_percent": share["tlb"],
         "ksmd_cpu_percent": float((last["ksmd_cpu_ns"] / last["time_s"]).mean()) / 1e7,
+    }
+
+
+def _speed(samples: pd.DataFrame) -> Summary:
+    last = samples.groupby("host").last()
+    work, walk, native, tlb, saved = (
+        float(last[name].sum(skipna=False))
+        for name in ("work_cpu_ns", "walk_cpu_ns", "native_walk_cpu_ns", "tlb_cpu_ns", "llc_saved_ns")
+    )
+    if not work > 0:
+        return {}
+    return {
+        "tlb_slowdown_percent": 100 * tlb / (work + walk - tlb),
+        "native_speed_percent": 100 * (work + native) / (work + walk),
+        "llc_gain_percent": 100 * saved / (work + walk - saved),
     }
 
 
