@@ -384,9 +384,12 @@ class Machine:
             try:
                 for log in self.scanner.advance(until):
                     self._record(self.scans, log)
-                return
+                break
             except OutOfFrames as starved:
                 self._kill(self.guests[starved.guest], starved.time)
+        while self.scanner.notes:
+            now, kind, detail = self.scanner.notes.pop(0)
+            self._note(None, kind, detail, now)
 
     # --- guests ---------------------------------------------------------------------------------------------------
 

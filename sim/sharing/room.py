@@ -49,6 +49,8 @@ class Room(ABC):
     """Numbers in a row of its log."""
 
     m: Memory
+    notes: list[tuple[int, str, str]]
+    """What happened of itself, for the table of events: time (ns), kind, particulars."""
 
     def __init__(self, *, frames: int, pages: int, guests: int, rates: Float64) -> None:
         """*frames* of the host; *pages* is room to begin with, *guests* the most."""
@@ -68,6 +70,7 @@ class Room(ABC):
         )
         self.m.counts[memory.LIMIT] = frames
         self.m.counts[memory.FREE_FRAME] = -1
+        self.notes = []
         self._free_blocks: list[tuple[int, int]] = [(0, blocks)] if blocks else []
 
     # --- what a mechanism does ------------------------------------------------------------------------------------
@@ -103,10 +106,6 @@ class Room(ABC):
     @abstractmethod
     def remove(self, guest: int) -> None:
         """The guest exits."""
-
-    @abstractmethod
-    def name_contents(self, guest: int, next_content: int) -> int:
-        """Number what only one page of the guest holds, for it will be copied. Returns the next unused content."""
 
     # --- settings that change in a run, for mechanisms that have such -----------------------------------------------
 
@@ -177,11 +176,7 @@ class Room(ABC):
 
     def fork(self, parent: int, child: int, next_content: int, now: int) -> int:
         """Let the child (added already) share what the parent has. Returns the next unused content."""
-        next_content = self.name_contents(parent, next_content)
-        first, pages = (int(each) for each in self.m.guest[parent, [memory.FIRST, memory.PAGES]])
-        self._make_room(frames=pages, due=2 * pages)
-        memory.fork_pages(self.m, first, int(self.m.guest[child, memory.FIRST]), pages, now)
-        return next_content
+        raise NotImplementedError(f"{type(self).__name__} has no forked guests")
 
     def copies(self, guest: int) -> int:
         """Copies on write that the guest had to make."""
