@@ -38,6 +38,7 @@ _LEAVES: Final = 1.05
 _AVERAGES: Final = (1 / 8, 1 / 2)
 
 _ENTRIES: Final = 1024
+_OUT: Final = [tps.SWAPPED_OUT, tps.ZIPPED_OUT, tps.GIVEN]
 
 _COUNTERS: Final = 1
 _COUNTS: Final = _COUNTERS + tps.COUNTERS
@@ -126,8 +127,7 @@ class Esx(Room):
         """Guests touch memory in large pages while memory is plenty and nothing of theirs was taken."""
         plenty = self._rung is None
         for guest, vm in self._vms.items():
-            out = self.t.guest[guest, [tps.SWAPPED_OUT, tps.ZIPPED_OUT, tps.GIVEN]].any()
-            self.m.guest[guest, memory.THP] = vm.large and plenty and not out
+            self.m.guest[guest, memory.THP] = vm.large and plenty and not self.t.guest[guest, _OUT].any()
 
     def advise(self, guest: int, first: int, pages: int, mergeable: bool, now: int) -> bool:
         """Say whether the guest's pages may be shared (sched.mem.pshare.enable)."""
@@ -211,8 +211,10 @@ class Esx(Room):
             self._share_now(now)
         if rung is not None and (rung.balloons or rung.swaps):
             self._balance(now, rung)
-        elif self._ticks % _BALANCE == 0:
+        elif self._ticks % _BALANCE == 0 and self.t.guest[:, tps.BALLOON].any():
             self._balance(now, None)
+        for guest in self._vms:
+            self._give(now, guest)
         self._set_large_pages()
         self._count_metadata()
 
@@ -242,19 +244,19 @@ class Esx(Room):
         rung = self._rung
         self.t.n[tps.STATE] = STATES.index(rung.state) if rung else 0
         self.t.n[tps.BREAKS] = bool(rung and rung.breaks)
-        if self._depth > before:
-            self._called = {guest: 0 for guest in self._vms}
+        if not (rung and rung.calls):
+            self._called.clear()
         threshold = self._thresholds[max(before, self._depth) - 1] * PAGE_BYTES
         side = "below" if self._depth > before else "above"
         kind = f"memory-{rung.state if rung else 'high'}"
         self.notes.append((now, kind, f"free memory {side} {about_bytes(threshold)}"))
 
     def _share_now(self, now: int) -> None:
-        """Look at every page once, as far as one core comes, until the goal is reached."""
+        """Look at every page once, until the goal is reached, as far as one core comes."""
         price = sum(int(self._work_ps[each]) for each in (tps.W_VISIT, tps.W_CHECKSUM, tps.W_MERGE))
         left = _TICK * 1000 // max(price, 1)
-        for guest, first in self._called.items():
-            why, at = tps.NO_ROOM, first
+        for guest in self._vms:
+            why, at = tps.NO_ROOM, self._called.get(guest, 0)
             while why == tps.NO_ROOM:
                 self._make_room()
                 why, reached = tps.share_now(self.m, self.t, guest, at, left, self._goal, now)
@@ -276,18 +278,13 @@ class Esx(Room):
 
     # --- who gets how much ----------------------------------------------------------------------------------------
 
-    def _held(self, guest: int) -> int:
-        """Pages of the guest that have a frame."""
-        return self.touched(guest)
-
     def _targets(self, wanted: int) -> dict[int, int]:
         """Pages that each guest may hold when *wanted* frames are to be freed: where shares per page, with idle pages
         taxed, are equal (OSDI 2002, section 5.2).
         """
         guests = list(self._vms)
-        held = np.array([self._held(guest) for guest in guests], np.float64)
-        out = self.t.guest[guests][:, [tps.SWAPPED_OUT, tps.ZIPPED_OUT, tps.GIVEN]].sum(axis=1)
-        need = held + out
+        held = np.array([self.touched(guest) for guest in guests], np.float64)
+        need = held + self.t.guest[guests][:, _OUT].sum(axis=1)
         least = np.minimum([self._vms[guest].least for guest in guests], need)
         k = 1 / (1 - self._settings.IdleTax / 100)
         worth = np.array([vm.shares / (vm.active + k * (1 - vm.active)) for vm in self._vms.values()])
@@ -295,26 +292,27 @@ class Esx(Room):
         return dict(zip(guests, targets.astype(int).tolist(), strict=True))
 
     def _balance(self, now: int, rung: Rung | None) -> None:
-        """Let balloons and swapping bring every guest to its target.
-
-        Without a rung there is enough memory: what was taken is only dealt out anew.
-        """
+        """Let balloons and swapping bring every guest to its target; without a rung, balloons only get smaller."""
         lacking = self._goal - self._free()
         targets = self._targets(lacking if rung else min(lacking, 0))
         if rung is None or rung.balloons:
             for guest, target in targets.items():
-                self._balloon(now, guest, target)
+                self._balloon(guest, target, _GIVES if rung else 0)
+                self._give(now, guest)
         if rung is not None and (rung.swaps or self._settings.CtlMaxPercent == 0):
             self._swap(now, targets)
 
-    def _balloon(self, now: int, guest: int, target: int) -> None:
-        """Inflate or deflate the guest's balloon towards its target."""
+    def _balloon(self, guest: int, target: int, most_more: int) -> None:
+        """Inflate or deflate the guest's balloon towards its target, by so many pages more at most."""
         vm, row = self._vms[guest], self.t.guest[guest]
         most = vm.pages * self._settings.CtlMaxPercent // 100
-        elsewhere = int(row[tps.SWAPPED_OUT] + row[tps.ZIPPED_OUT])
-        wanted = min(max(self._held(guest) + int(row[tps.GIVEN]) + elsewhere - target, 0), most)
-        step = min(max(wanted - int(row[tps.BALLOON]), -_GIVES), _GIVES)
+        wanted = min(max(self.touched(guest) + int(row[tps.GIVEN]) - target, 0), most)
+        step = min(max(wanted - int(row[tps.BALLOON]), -_GIVES), most_more)
         row[tps.BALLOON] += step
+
+    def _give(self, now: int, guest: int) -> None:
+        """Let the guest's kernel give pages until its balloon is full: also those for what it brought back."""
+        vm, row = self._vms[guest], self.t.guest[guest]
         lacking = int(row[tps.BALLOON] - row[tps.GIVEN])
         while lacking > 0:
             self._make_room()
@@ -327,7 +325,7 @@ class Esx(Room):
     def _swap(self, now: int, targets: Mapping[int, int]) -> None:
         """Take what guests hold above their targets, at random."""
         for guest, target in targets.items():
-            left = self._held(guest) - target
+            left = self.touched(guest) - target
             why = tps.NO_ROOM if left > 0 else tps.PAUSED
             while why == tps.NO_ROOM:
                 self._make_room()

@@ -40,15 +40,13 @@ class Rung(NamedTuple):
     balloons: bool = False
     swaps: bool = False
     """Pages are shared or, if that fails, compressed or swapped."""
-    blocks: bool = False
-    """Who is above its target gets no memory but what it gives itself."""
 
 
 class Version(NamedTuple):
     """How one generation of ESX behaves."""
 
     ladder: tuple[Rung, ...]
-    """From the most free memory to the least."""
+    """From the most free memory to the least; below the last threshold a guest waits for what is reclaimed."""
     relative: bool
     """Whether thresholds are shares of minFree rather than of the host's memory."""
     goal: float
@@ -62,20 +60,20 @@ class Version(NamedTuple):
 
 _FLAT = (
     Rung("soft", 0.04, balloons=True),
-    Rung("hard", 0.02, swaps=True),
-    Rung("low", 0.01, swaps=True, blocks=True),
+    Rung("hard", 0.02, balloons=True, swaps=True),
+    Rung("low", 0.01, balloons=True, swaps=True),
 )
 _ESXI5 = (
     Rung("soft", 0.64, balloons=True),
-    Rung("hard", 0.32, swaps=True),
-    Rung("low", 0.16, swaps=True, blocks=True),
+    Rung("hard", 0.32, balloons=True, swaps=True),
+    Rung("low", 0.16, balloons=True, swaps=True),
 )
 _ESXI6 = (
     Rung("high", 4.0, breaks=True),
     Rung("clear", 1.0, breaks=True, calls=True),
     Rung("soft", 0.64, breaks=True, calls=True, balloons=True),
     Rung("hard", 0.32, breaks=True, calls=True, swaps=True),
-    Rung("low", 0.16, breaks=True, swaps=True, blocks=True),
+    Rung("low", 0.16, breaks=True, swaps=True),
 )
 VERSIONS: Final[Mapping[str, Version]] = {
     "esx3": Version(
