@@ -172,12 +172,12 @@ def test_salts_say_who_shares_with_whom(mode, salts, common):
 
 
 def test_salting_costs_clones_nearly_all_and_diverse_vms_2_points_of_15():
-    """Source: Barker and others, USENIX ATC 2012: of 15 % that can be shared 85 % are within one VM; the claim for salts is
-    arithmetic. Clones as in OSDI 2002, figure 4.
+    """Source: Barker and others, USENIX ATC 2012: of 15 % that can be shared 85 % are within one VM; what salts cost
+    then is arithmetic. Clones as in OSDI 2002, figure 4.
     """
     file = SCENARIOS / "tps-salting.yaml"
     salted = [f"hosts.{i}.tps.ShareForceSalting=2" for i in (0, 1)]
-    whole = 2 * GIB / PAGE
+    whole = GIB / 2 / PAGE
 
     before, after = (
         simulate(load(file, overrides)).samples.groupby("host")["pages_sharing"].last() / whole * 100
@@ -325,8 +325,8 @@ def test_large_pages_are_not_shared_while_memory_is_plenty():
     ],
 )
 def test_esxi_6_does_more_the_less_memory_is_free(share, done):
-    """Source: Epping, vSphere 6 memory states: break and share below 100 % of minFree, balloon below 64 %, compress and swap
-    below 32 %, where the balloon stops.
+    """Source: Epping, vSphere 6 memory states: break and share below 100 % of minFree, balloon below 64 %, compress and
+    swap below 32 %, where the balloon stops.
     """
     host = loaded()
     squeezed(host, share)
@@ -445,12 +445,9 @@ def check_frames(host: Esx) -> None:
     assert m.counts[memory.TOUCHED] == np.count_nonzero(present)
     assert not np.any(present & (t.out != 0))
     assert t.n[tps.HINTS] == np.count_nonzero(t.hint)
-    for where, count in (
-        (tps.SWAPPED, tps.SWAPPED_NOW),
-        (tps.ZIPPED, tps.ZIPPED_NOW),
-        (tps.BALLOONED, tps.BALLOONED_NOW),
-    ):
-        assert t.n[count] == np.count_nonzero(t.out == where)
+    assert t.n[tps.SWAPPED_NOW] == np.count_nonzero(t.out == tps.SWAPPED)
+    assert t.n[tps.ZIPPED_NOW] == np.count_nonzero(t.out == tps.ZIPPED)
+    assert t.n[tps.BALLOONED_NOW] == np.count_nonzero(t.out == tps.BALLOONED)
     assert m.counts[memory.PRIVATE] + m.counts[memory.FRAMES] + m.counts[memory.RESERVED] <= m.counts[memory.LIMIT]
 
 
@@ -470,8 +467,9 @@ def check_large_pages(host: Esx) -> None:
 
 
 PAGES = 700
+WRITES = st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(-1, 6)), max_size=40)
 ACTIONS = st.one_of(
-    st.tuples(st.just("write"), st.integers(0, 3), st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(-1, 6)), max_size=40)),
+    st.tuples(st.just("write"), st.integers(0, 3), WRITES),
     st.tuples(st.just("wait"), st.integers(1, 60), st.none()),
     st.tuples(st.just("squeeze"), st.integers(0, 400), st.none()),
     st.tuples(st.just("restart"), st.integers(0, 3), st.none()),
@@ -504,12 +502,9 @@ def test_frames_are_conserved_guests_read_what_they_wrote_and_salts_never_mix(ve
 
     for action, which, what in actions:
         if action == "write":
-            pages, contents = (
-                (np.array(column) for column in zip(*what, strict=True)) if what else (np.zeros(0, int),) * 2
-            )
-            host.write(which, pages.astype(np.int64), contents.astype(np.int32))
-            written = dict(zip(pages.tolist(), contents.tolist(), strict=True))
-            for page, content in written.items():
+            pages, contents = np.array(what, np.int64).reshape(-1, 2).T
+            host.write(which, pages, contents.astype(np.int32))
+            for page, content in what:
                 wrote[which][page] = content
         elif action == "wait":
             ticks(host, which)
@@ -524,12 +519,9 @@ def test_frames_are_conserved_guests_read_what_they_wrote_and_salts_never_mix(ve
         check_large_pages(host)
         for index, contents in enumerate(wrote):
             read = host.read(index)
-            fresh = contents == memory.FRESH
-            assert np.all(read[fresh] < 0)
-            assert (
-                read[~fresh & (contents != memory.NEVER)].tolist()
-                == contents[~fresh & (contents != memory.NEVER)].tolist()
-            )
+            known = (contents != memory.FRESH) & (contents != memory.NEVER)
+            assert np.all(read[contents == memory.FRESH] < 0)
+            assert read[known].tolist() == contents[known].tolist()
 
 
 def test_random_accesses_leave_nothing_behind():
@@ -565,7 +557,7 @@ def test_a_run_is_the_same_whatever_the_sampling_interval():
     assert end(often)[columns].tolist() == end(seldom)[columns].tolist()
 
 
-# --- what a user can get wrong -----------------------------------------------------------------------------------------
+# --- what a user can get wrong ---------------------------------------------------------------------------------------
 
 
 def refusal(host: dict[str, Any], **vm: Any) -> str:
@@ -614,5 +606,5 @@ def test_guests_of_esx_have_nothing_of_linux(vm, said):
 def test_a_resolved_scenario_reads_back():
     scenario = load(PUBLISHED / "tps-best-case.yaml")
 
-    assert parse(scenario.resolved()) == scenario
+    assert parse(scenario.resolved()).resolved() == scenario.resolved()
     assert scenario.hosts[0].ksm is None

@@ -270,6 +270,11 @@ class Esx(Room):
         before = self._free()
         if before <= self.t.n[tps.FLOOR]:
             self._swap(now, self._targets(self._thresholds[-2] - before))
+            # What a guest has above its target may be shared by all its mappers: nobody's to give.
+            for guest, vm in self._vms.items():
+                if self._free() <= self.t.n[tps.FLOOR]:
+                    lacking = self._thresholds[-2] - self._free()
+                    self._take(now, guest, min(tps.consumed(self.m, guest) - vm.least, lacking))
         if self._free() > self.t.n[tps.FLOOR] or self._free() > before:
             return True
         # Nothing can be reclaimed any more: the rest is free for all.
@@ -283,7 +288,7 @@ class Esx(Room):
         taxed, are equal (OSDI 2002, section 5.2).
         """
         guests = list(self._vms)
-        held = np.array([self.touched(guest) for guest in guests], np.float64)
+        held = np.array([tps.consumed(self.m, guest) for guest in guests], np.float64)
         need = held + self.t.guest[guests][:, _OUT].sum(axis=1)
         least = np.minimum([self._vms[guest].least for guest in guests], need)
         k = 1 / (1 - self._settings.IdleTax / 100)
@@ -306,7 +311,7 @@ class Esx(Room):
         """Inflate or deflate the guest's balloon towards its target, by so many pages more at most."""
         vm, row = self._vms[guest], self.t.guest[guest]
         most = vm.pages * self._settings.CtlMaxPercent // 100
-        wanted = min(max(self.touched(guest) + int(row[tps.GIVEN]) - target, 0), most)
+        wanted = min(max(tps.consumed(self.m, guest) + int(row[tps.GIVEN]) - target, 0), most)
         step = min(max(wanted - int(row[tps.BALLOON]), -_GIVES), most_more)
         row[tps.BALLOON] += step
 
@@ -323,13 +328,16 @@ class Esx(Room):
                 return
 
     def _swap(self, now: int, targets: Mapping[int, int]) -> None:
-        """Take what guests hold above their targets, at random."""
+        """Take what guests hold above their targets."""
         for guest, target in targets.items():
-            left = self.touched(guest) - target
-            why = tps.NO_ROOM if left > 0 else tps.PAUSED
-            while why == tps.NO_ROOM:
-                self._make_room()
-                why, left = tps.reclaim(self.m, self.t, guest, left, now)
+            self._take(now, guest, tps.consumed(self.m, guest) - target)
+
+    def _take(self, now: int, guest: int, frames: int) -> None:
+        """Take so many frames of a guest, of pages picked at random."""
+        why, left = (tps.NO_ROOM, frames) if frames > 0 else (tps.PAUSED, 0)
+        while why == tps.NO_ROOM:
+            self._make_room()
+            why, left = tps.reclaim(self.m, self.t, guest, left, now)
         self._count_metadata()
 
     # --- records --------------------------------------------------------------------------------------------------

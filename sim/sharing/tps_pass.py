@@ -596,6 +596,17 @@ def zero_shared(m: Memory, t: Tps, salts: int) -> int:
 
 
 @compiled
+def consumed(m: Memory, guest: int) -> int:
+    """Frames that the guest is charged for: its own, and its part of those it shares with others."""
+    frames = 0.0
+    first = m.guest[guest, FIRST]
+    for page in range(first, first + m.guest[guest, PAGES]):
+        if m.place[page] & PRESENT:
+            frames += 1.0 / m.frame[m.held[page], MAPS] if m.place[page] & SHARED else 1.0
+    return math.ceil(frames)
+
+
+@compiled
 def active_pages(m: Memory, t: Tps, guest: int, samples: int, period: int) -> int:
     """Of so many pages picked at random, how many the guest touched in the last *period* (ns), by their rates."""
     touched = 0
