@@ -728,10 +728,10 @@ def _parts() -> Iterator[tuple[str, str, str]]:
     from sim.columns import METRICS
     from sim.cost import prices
     from sim.document import read
-    from sim.sharing.ksm import Ksm
+    from sim.sharing import MECHANISMS, Sharing
     from sim.sharing.tuners import TUNERS
 
-    yield "mechanism", "ksm", _first_line(Ksm)
+    yield from (("mechanism", name, Sharing.model_fields[name].description or "") for name in MECHANISMS)
     yield from (("tuner", name, _first_line(tuner)) for name, tuner in TUNERS.items())
     yield from _kernels()
     yield from (("prices", name, _about_prices(name)) for name in prices.names())

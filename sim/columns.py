@@ -99,6 +99,15 @@ VMSTAT_COUNTERS: tuple[Column, ...] = (
     _vmstat("workingset_activate_anon", "pages", "such pages that came back so soon that they are taken as in use"),
 )
 
+ESX_COUNTERS: tuple[Column, ...] = (
+    Column("mem_state", "int64", "", "state of memory on a host with ESX: 0 high, 1 clear, 2 soft, 3 hard, 4 low"),
+    Column("zero_pages_shared", "int64", "pages", "pages that share a frame of zeros, on a host with ESX"),
+    _memory("mem_ballooned_bytes", "guest memory that its own kernel gave up to the balloon"),
+    _memory("mem_compressed_bytes", "guest memory that the host keeps compressed, before compression"),
+    Column("guest_swpout", "int64", "pages", "pages with data that guests gave to the balloon, since the start"),
+    Column("guest_swpin", "int64", "pages", "pages with data that guests brought back then, since the start"),
+)
+
 SAMPLES: tuple[Column, ...] = (
     TIME,
     HOST,
@@ -114,8 +123,9 @@ SAMPLES: tuple[Column, ...] = (
     _memory("mem_huge_bytes", "its part in huge pages"),
     _memory("mem_shared_bytes", "frames that guest pages share"),
     _memory("mem_metadata_bytes", "KSM's own records: page items, stable nodes, slots"),
-    _memory("mem_pool_bytes", "compressed pages in memory: zram and zswap"),
+    _memory("mem_pool_bytes", "what compressed pages take: of zram, zswap or ESX"),
     _memory("mem_writeback_bytes", "frames whose pages are on their way to swap"),
+    *ESX_COUNTERS,
     _memory("mem_reserved_bytes", "huge pages set aside in hugetlbfs that no guest uses"),
     _memory("mem_used_bytes", "private + shared + metadata + reserved + pool + writeback"),
     _memory("mem_free_bytes", "total - used"),
@@ -175,6 +185,7 @@ GUESTS: tuple[Column, ...] = (
         "merging and zero pages less page items; summed over guests it counts shared frames as saved",
         _PROCESS + "ksm_process_profit",
     ),
+    _memory("compressed_bytes", "memory that the host keeps compressed, before compression"),
     Column("cow_breaks", "int64", "count", "shared pages the guest had to copy on write"),
     Column("pages_written", "int64", "pages", "pages the guest wrote, repeats counted"),
     Column(
@@ -341,7 +352,7 @@ _HEADLINE_NAMES = frozenset(metric.name for metric in HEADLINES)
 
 COUNTER_METRICS: tuple[Metric, ...] = tuple(
     Metric(column.name, column.unit, column.meaning, f"{column.name} summed over hosts at the last sample")
-    for column in (*KSM_COUNTERS, *VMSTAT_COUNTERS)
+    for column in (*KSM_COUNTERS, *VMSTAT_COUNTERS, *ESX_COUNTERS)
     if column.name not in _HEADLINE_NAMES
 )
 """The kernel's counters at the end of the run."""

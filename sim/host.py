@@ -432,9 +432,12 @@ class Machine:
             try:
                 for log in self.scanner.advance(until):
                     self._record(self.scans, log)
-                return
+                break
             except OutOfFrames as starved:
                 self._kill(self.guests[starved.guest], starved.time)
+        while self.scanner.notes:
+            now, kind, detail = self.scanner.notes.pop(0)
+            self._note(None, kind, detail, now)
 
     # --- guests ---------------------------------------------------------------------------------------------------
 
@@ -821,7 +824,7 @@ class Machine:
         columns = self.scanner.columns(log)
         private, shared = columns["mem_private_bytes"], columns["mem_shared_bytes"]
         used = private + shared + sum(columns[f"mem_{kind}_bytes"] for kind in _OTHER_USES)
-        resident = columns["mem_touched_bytes"] - columns["mem_swapped_bytes"]
+        resident = columns.pop("resident_bytes")
         swap = self.host.swap.size if self.host.swap else 0
         cow_ps = self.prices.picoseconds("cow_break")
         return {

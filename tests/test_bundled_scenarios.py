@@ -18,6 +18,7 @@ CLAIMS = {
     ("kernel-defaults", "hosts.0.ksm.pages_to_scan=1000"): ["oom_kills == 0", "cpu_overhead_percent < 1"],
     ("ksmtuned-filling-host", "vms.0.every=30s"): ["oom_kills == 2"],
     ("phase-trap", "hosts.0.ksm.smart_scan=0"): ["pages_sharing == 1024"],
+    ("tps-large-pages", "hosts.0.tps.ShareForceSalting=2"): ["mem_ballooned_bytes >= 500MiB", "pswpout == 0"],
     ("zero-pages", "hosts.0.ksm.use_zero_pages=0"): ["pages_sharing == 587520", "saved_bytes == 2295MiB"],
     ("sharing-limit", "hosts.0.ksm.max_page_sharing=16"): ["stable_node_dups == 24576", "pages_sharing == 368640"],
 }

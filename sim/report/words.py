@@ -36,6 +36,7 @@ def conclusion(samples: pd.DataFrame, guests: pd.DataFrame, summary: Summary) ->
     if busy.empty:
         return "No guest was running at any sample, so this run shows nothing about sharing."
     last = busy.iloc[-1]
+    ksm = bool(samples["pages_to_scan"].any())
     if summary["mem_used_bytes"] is None:
         return (
             f"{_guests(last, guests)} {amount(summary['saved_ksm_bytes'], 'bytes')} less because of KSM, "
@@ -45,10 +46,10 @@ def conclusion(samples: pd.DataFrame, guests: pd.DataFrame, summary: Summary) ->
         f"{_guests(last, guests)} {about_bytes(last['mem_touched_bytes'])} of data in "
         f"{about_bytes(last['mem_used_bytes'])} of {_memory(samples, last)}: "
         f"a consolidation ratio of {amount(summary['consolidation_ratio'], 'ratio')}, "
-        f"for {amount(summary['ksmd_cpu_percent'], '%')} of one core in ksmd "
+        f"for {amount(summary['ksmd_cpu_percent'], '%')} of one core in {'ksmd' if ksm else 'page sharing'} "
         f"and {amount(summary['cpu_overhead_percent'], '%')} of the CPU in all."
     )
-    return " ".join([sentence, *_remarks(summary)])
+    return " ".join([sentence, *_remarks(summary, ksm)])
 
 
 def _guests(last: "pd.Series[float]", guests: pd.DataFrame) -> str:
@@ -65,7 +66,7 @@ def _memory(samples: pd.DataFrame, last: "pd.Series[float]") -> str:
     return f"the {total} of {hosts:,} hosts" if hosts > 1 else f"the host's {total}"
 
 
-def _remarks(summary: Summary) -> Iterator[str]:
+def _remarks(summary: Summary, ksm: bool) -> Iterator[str]:
     if summary["oom_kills"]:
         yield f"Guests killed for lack of memory: {summary['oom_kills']:,}."
     if summary["time_to_90_percent_s"] is not None:
@@ -74,5 +75,5 @@ def _remarks(summary: Summary) -> Iterator[str]:
         yield "Sharing saved nothing."
     if (summary["general_profit"] or 0) < 0:
         yield "KSM's metadata takes more memory than KSM saves."
-    if (summary["full_scans"] or 0) < _SCANS_TO_MERGE:
+    if ksm and (summary["full_scans"] or 0) < _SCANS_TO_MERGE:
         yield "KSM merges a page on its second visit at the earliest, and the run ended before two full scans."

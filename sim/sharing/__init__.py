@@ -7,6 +7,7 @@ from pydantic import model_validator
 from sim.errors import At
 from sim.sharing.ksm import Ksm
 from sim.sharing.mechanism import Mechanism
+from sim.sharing.tps import Tps
 from sim.units import Block
 
 
@@ -15,6 +16,9 @@ class Sharing(Block):
 
     ksm: Ksm | None = Ksm()
     """Kernel Samepage Merging; a host with another mechanism has none."""
+
+    tps: Tps | None = None
+    """VMware's transparent page sharing, on a host with ESX."""
 
     @property
     def sharing(self) -> tuple[str, Mechanism]:

@@ -92,6 +92,8 @@ class Room(ABC):
 
     m: Memory
     r: Pressure
+    notes: list[tuple[int, str, str]]
+    """What happened of itself, for the table of events: time (ns), kind, particulars."""
 
     def __init__(self, *, frames: int, pages: int, guests: int, rates: Float64, squeeze: Squeeze | None) -> None:
         """*frames* of the host; *pages* is room to begin with, *guests* the most; without *squeeze* all of it stays."""
@@ -117,6 +119,7 @@ class Room(ABC):
         self.m.counts[memory.LIMIT] = frames
         self.m.counts[memory.FREE_FRAME] = -1
         self.r = self._pressure(squeeze, guests)
+        self.notes = []
         self._free_blocks: list[tuple[int, int]] = [(0, blocks)] if blocks else []
 
     def _pressure(self, squeeze: Squeeze | None, guests: int) -> Pressure:
@@ -178,10 +181,6 @@ class Room(ABC):
     @abstractmethod
     def remove(self, guest: int) -> None:
         """The guest exits."""
-
-    @abstractmethod
-    def name_contents(self, guest: int, next_content: int) -> int:
-        """Number what only one page of the guest holds, for it will be copied. Returns the next unused content."""
 
     # --- settings that change in a run, for mechanisms that have such -----------------------------------------------
 
@@ -297,11 +296,7 @@ class Room(ABC):
 
     def fork(self, parent: int, child: int, next_content: int, now: int) -> int:
         """Let the child (added already) share what the parent has. Returns the next unused content."""
-        next_content = self.name_contents(parent, next_content)
-        first, pages = (int(each) for each in self.m.guest[parent, [memory.FIRST, memory.PAGES]])
-        self._make_room(frames=pages, due=2 * pages)
-        memory.fork_pages(self.m, first, int(self.m.guest[child, memory.FIRST]), pages, now)
-        return next_content
+        raise NotImplementedError(f"{type(self).__name__} has no forked guests")
 
     def copies(self, guest: int) -> int:
         """Copies on write that the guest had to make."""
@@ -418,7 +413,7 @@ def longer(array: npt.NDArray[Number], length: int) -> npt.NDArray[Number]:
 
 
 def memory_columns(counts: Int64) -> dict[str, Int64]:
-    """Rows of `Memory.counts` as the columns of the tables, and `cow_breaks`."""
+    """Rows of `Memory.counts` as the columns of the tables, `cow_breaks`, and `resident_bytes` of guests' pages."""
 
     def count(index: int) -> Int64:
         return counts[:, index]
@@ -432,6 +427,7 @@ def memory_columns(counts: Int64) -> dict[str, Int64]:
         "mem_huge_bytes": count(memory.HUGE_PAGES) * memory.PAGE_BYTES * BLOCK,
         "mem_touched_bytes": (count(memory.TOUCHED) + count(memory.SWAPPED_PAGES)) * memory.PAGE_BYTES,
         "mem_swapped_bytes": count(memory.SWAPPED_PAGES) * memory.PAGE_BYTES,
+        "resident_bytes": count(memory.TOUCHED) * memory.PAGE_BYTES,
         "swap_used_bytes": count(memory.SLOTS_USED) * memory.PAGE_BYTES,
         "mem_pool_bytes": count(memory.POOL) * memory.PAGE_BYTES,
         "mem_writeback_bytes": count(memory.WRITEBACK) * memory.PAGE_BYTES,

@@ -156,14 +156,12 @@ class Scanner(Room):
             ksmd.wake_up(self.k, now)
         return True
 
-    def name_contents(self, guest: int, next_content: int) -> int:
-        """Number what only one page of the guest holds; see `Room`."""
-        first, pages = (int(each) for each in self.m.guest[guest, [memory.FIRST, memory.PAGES]])
-        return ksmd.name_contents(self.m, self.k, first, pages, next_content)
-
     def fork(self, parent: int, child: int, next_content: int, now: int) -> int:
         """Let the child (added already) share what the parent has. Returns the next unused content."""
-        next_content = super().fork(parent, child, next_content, now)
+        first, pages = (int(each) for each in self.m.guest[parent, [memory.FIRST, memory.PAGES]])
+        next_content = ksmd.name_contents(self.m, self.k, first, pages, next_content)
+        self._make_room(frames=pages, due=2 * pages)
+        memory.fork_pages(self.m, first, int(self.m.guest[child, memory.FIRST]), pages, now)
         self.k.slot[child, ksmd.MERGEABLE_PAGES] = self.k.slot[parent, ksmd.MERGEABLE_PAGES]
         if self.k.slot[parent, ksmd.BEFORE] >= 0:
             ksmd.register(self.m, self.k, child)

@@ -1,0 +1,456 @@
+"""A host with ESX over time: page sharing in the background, and what is done about too little memory.
+
+Once a second ESX scans, looks at its free memory and acts on it; a guest that needs a frame while there are too few
+waits until some were reclaimed. Sources: see `tps.py`. Not published, and assumed here: by how much free memory must
+exceed a threshold before a state is left (`_LEAVES`), the weights of the moving averages of activity (`_AVERAGES`),
+that sharing which is called for takes one core at most and looks at every page once, and that large pages are broken in
+the state high where the scan meets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.memory import pages as memory
+from sim.memory.guest import Vm
+from sim.memory.pages import BLOCK, PAGE_BYTES, Float64, Int32, Int64, UInt16
+from sim.sharing import tps_pass as tps
+from sim.sharing.kernels import Kernel
+from sim.sharing.room import OutOfFrames, Room, Squeeze, longer, memory_columns
+from sim.sharing.tps import STATES, Rung, Tps
+from sim.units import MIB, SECOND, about_bytes
+
+_TICK: Final = SECOND
+"""The balloon driver asks once a second what it shall do (OSDI 2002, section 3.2)."""
+_BALANCE: Final = 15
+"""Ticks from one reallocation of memory to the next (Mem.BalancePeriod, ESX Server 2 manual)."""
+_SAMPLES: Final = 100
+"""Pages sampled of each VM to see how much of its memory it uses (OSDI 2002, section 5.3)."""
+_GIVES: Final = 588_000
+"""Pages a second that a balloon takes: 1.7 us each (Liu and others, TPDS 2015, section 4)."""
+_NORMAL: Final = 10
+"""Shares for each MB of a VM (vSphere resource management guide: normal)."""
+_LEAVES: Final = 1.05
+_AVERAGES: Final = (1 / 8, 1 / 2)
+
+_ENTRIES: Final = 1024
+_OUT: Final = [tps.SWAPPED_OUT, tps.ZIPPED_OUT, tps.GIVEN]
+
+_COUNTERS: Final = 1
+_COUNTS: Final = _COUNTERS + tps.COUNTERS
+_CPU: Final = _COUNTS + memory.COUNTS
+
+
+class Esx(Room):
+    """Memory of one host with ESX."""
+
+    WORK = tps.WORK
+    ROW = _CPU + 2
+
+    def __init__(
+        self, settings: Tps, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int,
+        nodes: int, work_ps: Int64, split_ps: int, cold_milli: int, rates: Float64, key: int,
+        squeeze: Squeeze | None = None,
+    ) -> None:  # fmt: skip
+        """*settings* are complete for their version; what only Linux has is of no concern."""
+        super().__init__(frames=frames, pages=pages, guests=guests, rates=rates, squeeze=None)
+        self._settings = settings
+        self._nodes = nodes
+        self._work_ps = work_ps
+        room = len(self.m.place)
+        self.t = tps.Tps(
+            out=np.zeros(room, np.uint8),
+            hint=np.zeros(room, np.int32),
+            bucket=np.zeros(_ENTRIES, np.int32),
+            entry=np.zeros((_ENTRIES, tps.ENTRY_COLUMNS), np.int64),
+            guest=np.zeros((guests, tps.GUEST_COLUMNS), np.int64),
+            n=np.zeros(tps.NUMBERS, np.int64),
+        )
+        self.t.n[tps.KEY] = np.uint64(key).astype(np.int64)
+        self.t.n[tps.COMPRESSIBLE] = round(settings.compressible * 1000)
+        thresholds, goal = settings.thresholds(frames * PAGE_BYTES)
+        self._thresholds = [each // PAGE_BYTES for each in thresholds]
+        self._goal = goal // PAGE_BYTES
+        self.t.n[tps.FLOOR] = self._thresholds[-1]
+        self._depth = 0
+        self._now = 0
+        self._next_tick = _TICK
+        self._ticks = 0
+        self._salts: dict[str, int] = {}
+        self._vms: dict[int, _Vm] = {}
+        self._called: dict[int, int] = {}
+
+    # --- guests ---------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The run begins: with no guest there is nothing to do yet."""
+
+    def add(
+        self, guest: int, pages: int, *, vm: Vm, key: int, now: int, level: float, node: int, thp: bool
+    ) -> None:  # fmt: skip
+        """See `Room`; the guest's configuration says with whom it shares and what it is worth."""
+        super().add(guest, pages, vm=vm, key=key, now=now, level=level, node=node, thp=False)
+        own = self._settings.guests.get(vm.name)
+        shares = (own and own.shares) or max(vm.memory * _NORMAL // MIB, 1)
+        large = bool(self._settings.AllocGuestLargePage) and vm.huge_pages == "madvise"
+        self._vms[guest] = _Vm(pages, shares, (own.min if own else 0) // PAGE_BYTES, large)
+        row = self.t.guest[guest]
+        row[:] = 0
+        row[tps.SALT] = self._salt(guest, own.salt if own else None) * self._nodes + node
+        row[tps.ZIP_MOST] = self._zipped_most(pages)
+        row[tps.RUNS] = 1
+        self._set_rates()
+        self._set_large_pages()
+
+    def _salt(self, guest: int, salt: str | None) -> int:
+        """Number of the VMs with which this one shares."""
+        mode = self._settings.ShareForceSalting
+        if mode == 0 or (mode == 1 and salt is None):
+            return self._salts.setdefault("", len(self._salts))
+        return self._salts.setdefault(f"={salt}" if salt else f"#{guest}", len(self._salts))
+
+    def _zipped_most(self, pages: int) -> int:
+        if not self._settings.MemZipEnable:
+            return 0
+        return pages * self._settings.MemZipMaxPct // 100 * PAGE_BYTES // tps.ZIPPED_BYTES
+
+    def _set_rates(self) -> None:
+        guests = list(self._vms)
+        rates = self._settings.rates([self._vms[guest].pages for guest in guests])
+        for guest, rate in zip(guests, rates, strict=True):
+            self.t.guest[guest, tps.RATE] = round(rate * 1e6)
+
+    def _set_large_pages(self) -> None:
+        """Guests touch memory in large pages while memory is plenty and nothing of theirs was taken."""
+        plenty = self._rung is None
+        for guest, vm in self._vms.items():
+            self.m.guest[guest, memory.THP] = vm.large and plenty and not self.t.guest[guest, _OUT].any()
+
+    def advise(self, guest: int, first: int, pages: int, mergeable: bool, now: int) -> bool:
+        """Say whether the guest's pages may be shared (sched.mem.pshare.enable)."""
+        start = int(self.m.guest[guest, memory.FIRST]) + first
+        place = self.m.place[start : start + pages]
+        place &= np.uint8(~memory.MERGEABLE & 0xFF)
+        place |= np.uint8(memory.MERGEABLE * mergeable)
+        return True
+
+    def set_accesses(self, guest: int, accesses: UInt16) -> None:
+        """See `Room`; the guest's kernel knows which pages it misses least."""
+        super().set_accesses(guest, accesses)
+        rates = self.m.rates
+        often = rates[:, memory.WRITES] + rates[:, memory.READS]
+        often[rates[:, memory.PERIOD] > 0] += 1 / rates[rates[:, memory.PERIOD] > 0, memory.PERIOD]
+        self._vms[guest].order = np.argsort(often[accesses], kind="stable").astype(np.int32)
+
+    def fill(self, guest: int, contents: Int32, now: int) -> None:
+        """Touch the guest's pages for the first time, empty ones last to be missed. Raises OutOfFrames."""
+        vm = self._vms[guest]
+        empty = contents[vm.order] == 0
+        vm.order = np.concatenate([vm.order[empty], vm.order[~empty]])
+        pages = np.flatnonzero(contents != memory.NEVER)
+        self.write(guest, pages, contents[pages], now)
+
+    def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
+        """Write contents to the guest's pages, as fast as memory can be reclaimed for it. Raises OutOfFrames."""
+        first, done = int(self.m.guest[guest, memory.FIRST]), 0
+        while True:
+            done = tps.write_pages(self.m, self.t, first, pages, contents, done, now)
+            if done == len(pages):
+                return
+            if not self._relieve(now):
+                raise OutOfFrames(guest)
+
+    def remove(self, guest: int) -> None:
+        """The guest is powered off."""
+        tps.forget_pages(self.m, self.t, guest)
+        memory.drop_pages(self.m, *self.m.guest[guest, [memory.FIRST, memory.PAGES]])
+        self.t.guest[guest, tps.RUNS] = 0
+        del self._vms[guest]
+        self._called.pop(guest, None)
+        self._give_back(guest)
+        self._set_rates()
+
+    def read(self, guest: int) -> Int32:
+        """See `Room`; what was taken is still the guest's."""
+        span = self.pages_of(guest)
+        return np.where(self.t.out[span] != 0, self.m.held[span], super().read(guest))
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def advance(self, horizon: int) -> Iterator[Int64]:
+        """Let due accesses happen and ESX act up to *horizon*; there are no full scans to yield."""
+        yield from ()
+        while True:
+            until = min(horizon, self._next_tick)
+            self._act(until)
+            self._now = until
+            if until < self._next_tick:
+                return
+            self._tick(until)
+            self._next_tick += _TICK
+
+    def _act(self, until: int) -> None:
+        while tps.access_due(self.m, self.t, until) != tps.PAUSED:
+            time = int(memory.next_due(self.m))
+            if not self._relieve(time):
+                raise OutOfFrames(int(self.m.block[self.m.due[0, memory.PAGE] // BLOCK, memory.GUEST]), time)
+
+    def _tick(self, now: int) -> None:
+        self._ticks += 1
+        self.t.guest[:, tps.CREDIT] += self.t.guest[:, tps.RATE]
+        while tps.scan(self.m, self.t, now) != tps.PAUSED:
+            self._make_room()
+        if self._ticks * _TICK % self._settings.ways.sample_every == 0:
+            self._estimate_activity()
+        self._look_at_free_memory(now)
+        rung = self._rung
+        if rung is not None and rung.calls:
+            self._share_now(now)
+        if rung is not None and (rung.balloons or rung.swaps):
+            self._balance(now, rung)
+        elif self._ticks % _BALANCE == 0 and self.t.guest[:, tps.BALLOON].any():
+            self._balance(now, None)
+        for guest in self._vms:
+            self._give(now, guest)
+        self._set_large_pages()
+        self._count_metadata()
+
+    def _estimate_activity(self) -> None:
+        every = self._settings.ways.sample_every
+        for guest, vm in self._vms.items():
+            vm.see(tps.active_pages(self.m, self.t, guest, _SAMPLES, every) / _SAMPLES)
+
+    # --- states of memory -----------------------------------------------------------------------------------------
+
+    @property
+    def _rung(self) -> Rung | None:
+        return self._settings.ways.ladder[self._depth - 1] if self._depth else None
+
+    def _free(self) -> int:
+        return self.usage()[0] // PAGE_BYTES
+
+    def _look_at_free_memory(self, now: int) -> None:
+        """Find the state that memory is in; a better one is entered only well above its threshold."""
+        free, before = self._free(), self._depth
+        depth = sum(free < each for each in self._thresholds)
+        leaving = sum(free < each * _LEAVES for each in self._thresholds)
+        self._depth = max(depth, min(before, leaving))
+        self.t.n[tps.FLOOR] = self._thresholds[-1]
+        if self._depth == before:
+            return
+        rung = self._rung
+        self.t.n[tps.STATE] = STATES.index(rung.state) if rung else 0
+        self.t.n[tps.BREAKS] = bool(rung and rung.breaks)
+        if not (rung and rung.calls):
+            self._called.clear()
+        threshold = self._thresholds[max(before, self._depth) - 1] * PAGE_BYTES
+        side = "below" if self._depth > before else "above"
+        kind = f"memory-{rung.state if rung else 'high'}"
+        self.notes.append((now, kind, f"free memory {side} {about_bytes(threshold)}"))
+
+    def _share_now(self, now: int) -> None:
+        """Look at every page once, until the goal is reached, as far as one core comes."""
+        price = sum(int(self._work_ps[each]) for each in (tps.W_VISIT, tps.W_CHECKSUM, tps.W_MERGE))
+        left = _TICK * 1000 // max(price, 1)
+        for guest in self._vms:
+            why, at = tps.NO_ROOM, self._called.get(guest, 0)
+            while why == tps.NO_ROOM:
+                self._make_room()
+                why, reached = tps.share_now(self.m, self.t, guest, at, left, self._goal, now)
+                left, at = left - (reached - at), reached
+            self._called[guest] = at
+
+    def _relieve(self, now: int) -> bool:
+        """A guest waits for a frame: reclaim some at once. Returns whether it was worth it."""
+        self._make_room()
+        self._look_at_free_memory(now)
+        before = self._free()
+        if before <= self.t.n[tps.FLOOR]:
+            self._swap(now, self._targets(self._thresholds[-2] - before))
+            # What a guest has above its target may be shared by all its mappers: nobody's to give.
+            for guest, vm in self._vms.items():
+                if self._free() <= self.t.n[tps.FLOOR]:
+                    lacking = self._thresholds[-2] - self._free()
+                    self._take(now, guest, min(tps.consumed(self.m, guest) - vm.least, lacking))
+        if self._free() > self.t.n[tps.FLOOR] or self._free() > before:
+            return True
+        # Nothing can be reclaimed any more: the rest is free for all.
+        self.t.n[tps.FLOOR] = 0
+        return self._free() > 0
+
+    # --- who gets how much ----------------------------------------------------------------------------------------
+
+    def _targets(self, wanted: int) -> dict[int, int]:
+        """Pages that each guest may hold when *wanted* frames are to be freed: where shares per page, with idle pages
+        taxed, are equal (OSDI 2002, section 5.2).
+        """
+        guests = list(self._vms)
+        held = np.array([tps.consumed(self.m, guest) for guest in guests], np.float64)
+        need = held + self.t.guest[guests][:, _OUT].sum(axis=1)
+        least = np.minimum([self._vms[guest].least for guest in guests], need)
+        k = 1 / (1 - self._settings.IdleTax / 100)
+        worth = np.array([vm.shares / (vm.active + k * (1 - vm.active)) for vm in self._vms.values()])
+        targets = shared_out(max(held.sum() - wanted, 0.0), worth, least, need)
+        return dict(zip(guests, targets.astype(int).tolist(), strict=True))
+
+    def _balance(self, now: int, rung: Rung | None) -> None:
+        """Let balloons and swapping bring every guest to its target; without a rung, balloons only get smaller."""
+        lacking = self._goal - self._free()
+        targets = self._targets(lacking if rung else min(lacking, 0))
+        if rung is None or rung.balloons:
+            for guest, target in targets.items():
+                self._balloon(guest, target, _GIVES if rung else 0)
+                self._give(now, guest)
+        if rung is not None and (rung.swaps or self._settings.CtlMaxPercent == 0):
+            self._swap(now, targets)
+
+    def _balloon(self, guest: int, target: int, most_more: int) -> None:
+        """Inflate or deflate the guest's balloon towards its target, by so many pages more at most."""
+        vm, row = self._vms[guest], self.t.guest[guest]
+        most = vm.pages * self._settings.CtlMaxPercent // 100
+        wanted = min(max(tps.consumed(self.m, guest) + int(row[tps.GIVEN]) - target, 0), most)
+        step = min(max(wanted - int(row[tps.BALLOON]), -_GIVES), most_more)
+        row[tps.BALLOON] += step
+
+    def _give(self, now: int, guest: int) -> None:
+        """Let the guest's kernel give pages until its balloon is full: also those for what it brought back."""
+        vm, row = self._vms[guest], self.t.guest[guest]
+        lacking = int(row[tps.BALLOON] - row[tps.GIVEN])
+        while lacking > 0:
+            self._make_room()
+            given = tps.give(self.m, self.t, guest, vm.order, lacking, now)
+            lacking -= given
+            if not given:
+                row[tps.BALLOON] -= lacking
+                return
+
+    def _swap(self, now: int, targets: Mapping[int, int]) -> None:
+        """Take what guests hold above their targets."""
+        for guest, target in targets.items():
+            self._take(now, guest, tps.consumed(self.m, guest) - target)
+
+    def _take(self, now: int, guest: int, frames: int) -> None:
+        """Take so many frames of a guest, of pages picked at random."""
+        why, left = (tps.NO_ROOM, frames) if frames > 0 else (tps.PAUSED, 0)
+        while why == tps.NO_ROOM:
+            self._make_room()
+            why, left = tps.reclaim(self.m, self.t, guest, left, now)
+        self._count_metadata()
+
+    # --- records --------------------------------------------------------------------------------------------------
+
+    def _count_metadata(self) -> None:
+        """Entries of the table, and the memory that compressed pages take."""
+        entries = int(self.m.counts[memory.FRAMES] + self.t.n[tps.HINTS])
+        self.m.counts[memory.METADATA] = entries * tps.ENTRY_BYTES + int(self.t.n[tps.ZIPPED_NOW]) * tps.ZIPPED_BYTES
+
+    def snapshot(self, now: int) -> Int64:
+        """See `Room`."""
+        self._count_metadata()
+        self.t.n[tps.ZERO_SHARED] = tps.zero_shared(self.m, self.t, len(self._salts) * self._nodes)
+        done = self.t.n[tps.DONE :] * self._work_ps
+        merging = int(done[[tps.W_COMPARE_BYTE, tps.W_MERGE, tps.W_PROMOTE]].sum())
+        cpu_ps = [int(done.sum()) - merging, merging]
+        return np.array([now, *self.t.n[: tps.COUNTERS], *self.m.counts, *cpu_ps], np.int64)
+
+    def columns(self, log: Int64) -> dict[str, npt.NDArray[Any]]:
+        """See `Room`; what KSM counts too has KSM's names."""
+
+        def counter(index: int) -> Int64:
+            return log[:, _COUNTERS + index]
+
+        def count(index: int) -> Int64:
+            return log[:, _COUNTS + index]
+
+        looking, merging = log[:, _CPU] // 1000, log[:, _CPU + 1] // 1000
+        known = memory_columns(log[:, _COUNTS:_CPU])
+        return known | {
+            "time_s": log[:, 0] / 1e9,
+            "pages_shared": count(memory.FRAMES),
+            "pages_sharing": count(memory.SHARERS) - count(memory.FRAMES),
+            "pages_unshared": counter(tps.HINTS),
+            "pages_scanned": counter(tps.PICKED),
+            "ksmd_cpu_ns": looking + merging,
+            "scan_cpu_ns": looking,
+            "merge_cpu_ns": merging,
+            "pswpout": counter(tps.SWAP_OUTS),
+            "pswpin": counter(tps.SWAP_INS),
+            "mem_state": counter(tps.STATE),
+            "zero_pages_shared": counter(tps.ZERO_SHARED),
+            "mem_ballooned_bytes": counter(tps.BALLOONED_NOW) * PAGE_BYTES,
+            "mem_compressed_bytes": counter(tps.ZIPPED_NOW) * PAGE_BYTES,
+            "mem_swapped_bytes": counter(tps.SWAPPED_NOW) * PAGE_BYTES,
+            "mem_pool_bytes": counter(tps.ZIPPED_NOW) * tps.ZIPPED_BYTES,
+            "guest_swpout": counter(tps.GUEST_OUTS),
+            "guest_swpin": counter(tps.GUEST_INS),
+        }
+
+    def counters_of(self, guest: int) -> Mapping[str, int]:
+        """See `Room`."""
+        row = self.t.guest[guest]
+        shared = np.count_nonzero(self.m.place[self.pages_of(guest)] & memory.SHARED)
+        return {
+            "ksm_merging_pages": int(shared),
+            "balloon_bytes": int(row[tps.GIVEN]) * PAGE_BYTES,
+            "compressed_bytes": int(row[tps.ZIPPED_OUT]) * PAGE_BYTES,
+            "swapped_bytes": int(row[tps.SWAPPED_OUT]) * PAGE_BYTES,
+        }
+
+    def work_done(self) -> dict[str, int]:
+        """See `Room`."""
+        return dict(zip(tps.WORK, self.t.n[tps.DONE :].tolist(), strict=True))
+
+    # --- room -----------------------------------------------------------------------------------------------------
+
+    def _more_blocks(self, wanted: int) -> int:
+        first = super()._more_blocks(wanted)
+        room = len(self.m.place)
+        self.t = self.t._replace(out=longer(self.t.out, room), hint=longer(self.t.hint, room))
+        return first
+
+    def _make_room(self, frames: int = tps.ROOM, due: int = tps.ROOM) -> None:
+        """See `Room`; the table of hashes grows when sweeping it does not help."""
+        super()._make_room(frames, due)
+        n = self.t.n
+        if n[tps.ENTRY_FREE] == 0 and n[tps.ENTRY_HIGH] + tps.ROOM > len(self.t.entry):
+            tps.sweep(self.m, self.t)
+            if n[tps.ENTRY_FREE] == 0:
+                size = 2 * len(self.t.entry)
+                larger = self.t._replace(bucket=np.zeros(size, np.int32), entry=longer(self.t.entry, size))
+                tps.refill(self.t, larger)
+                self.t = larger
+
+
+class _Vm:
+    """What ESX knows of a VM."""
+
+    def __init__(self, pages: int, shares: int, least: int, large: bool) -> None:
+        self.pages = pages
+        self.shares = shares
+        self.least = least
+        self.large = large
+        self.order: Int32 = np.arange(pages, dtype=np.int32)
+        """Its pages, those first that its own kernel misses least."""
+        self.active = 1.0
+        """Share of its memory that it uses, as estimated."""
+        self._averages = [1.0 for _ in _AVERAGES]
+
+    def see(self, share: float) -> None:
+        """Take note of a new estimate: rising use is believed sooner than falling use (OSDI 2002, section 5.3)."""
+        self._averages = [old + weight * (share - old) for old, weight in zip(self._averages, _AVERAGES, strict=True)]
+        self.active = max(*self._averages, share)
+
+
+def shared_out(total: float, worth: Float64, least: Float64, most: Float64) -> Float64:
+    """Share *total* out in proportion to *worth*, but none less than *least* nor more than *most*."""
+    if most.sum() <= total:
+        return most
+    low, high = 0.0, float((most / worth).max())
+    for _ in range(64):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.clip(middle * worth, least, most).sum() <= total else (low, middle)
+    return cast(Float64, np.clip(low * worth, least, most))

@@ -1,0 +1,624 @@
+"""Transparent page sharing and ESX's ways to reclaim memory as compiled loops over pages.
+
+The table of hashes has an entry for each shared frame, and one for a page that was looked at and found unique: a hint,
+which lets the page be written without a fault. A hash is taken to tell contents apart (64 bits), so that the key of an
+entry is the content itself with the group of VMs that share with each other (salt and NUMA node).
+
+Source: Waldspurger, OSDI 2002, sections 4.2, 4.3 and 5.3; see `tps.py`.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from sim.memory.compiled import compiled, inlined
+from sim.memory.pages import (
+    ACTIVE_TIME,
+    BLOCK,
+    DUE,
+    DUE_COUNT,
+    FIRST,
+    FRAME_HIGH,
+    FRESH,
+    GUEST,
+    HUGE,
+    KIND,
+    LOOP_FIRST,
+    LOOP_PAGES,
+    MAPS,
+    MERGEABLE,
+    NO_FRAME,
+    OK,
+    PAGE,
+    PAGES,
+    PERIOD,
+    PRESENT,
+    PRIVATE,
+    READS,
+    SHARED,
+    THP_SPLIT,
+    TIME,
+    TOUCHED,
+    WRITES,
+    ZERO,
+    Int32,
+    Int64,
+    Memory,
+    UInt8,
+    activity_time,
+    content_of,
+    drawn,
+    forget_frame,
+    frames_free,
+    fresh_content,
+    host_time,
+    leave_frame,
+    look,
+    map_frame,
+    new_frame,
+    part_huge,
+    plan_write,
+    shuffled,
+    uniform,
+    write_page,
+    written_content,
+)
+from sim.memory.pages import _before as before
+from sim.memory.pages import _sift_down as sift_down
+from sim.memory.pages import _swap as exchange
+
+TPS = 4
+"""Kind of shared frame: one that page sharing made, copied on every write."""
+ENTRY_BYTES = 16
+"""Size of an entry of the table of hashes (OSDI 2002, section 4.3)."""
+ZIPPED_BYTES = 2048
+"""Memory that a compressed page takes; one that would take more is swapped (vSphere 4.1 resource management guide)."""
+ROOM = 4
+"""Shared frames, due accesses and entries that one step may need."""
+
+WORK = ("visit", "checksum", "insert", "compare_byte", "merge", "promote")
+"""What the scan does, counted: each has a price (see cost/prices.py)."""
+W_VISIT, W_CHECKSUM, W_INSERT, W_COMPARE_BYTE, W_MERGE, W_PROMOTE = range(len(WORK))
+
+SWAPPED, ZIPPED, BALLOONED = 1, 2, 3
+"""Where a page that is not present is, if it was taken: in the VM's swap file, compressed in memory, or with the
+guest's own kernel, which gave its frame to the balloon."""
+
+# Indexes into Tps.n: counters, ...
+PICKED, HINTS, SHARES, SWAP_OUTS, SWAP_INS, ZIPS, UNZIPS, GUEST_OUTS, GUEST_INS, ZERO_SHARED, SWAPPED_NOW = range(11)
+ZIPPED_NOW, BALLOONED_NOW, STATE = range(11, 14)
+COUNTERS = 14
+# ... where the loops are and what they keep to, ...
+SERIAL, KEY, ENTRY_HIGH, ENTRY_FREE, BREAKS, FLOOR, COMPRESSIBLE = range(14, 21)
+# ... and for each kind of work how much was done.
+DONE = 21
+NUMBERS = DONE + len(WORK)
+
+# Columns of Tps.entry and .guest.
+NAME, VALUE, FOLLOWING = range(3)
+ENTRY_COLUMNS = 3
+RATE, CREDIT, SALT, RUNS, BALLOON, GIVEN, SWAPPED_OUT, ZIPPED_OUT, ZIP_MOST, HAND, STALLS = range(11)
+GUEST_COLUMNS = 11
+
+PAUSED, STARVING, NO_ROOM = range(3)
+"""Why a loop returned: it is done, there are too few free frames, arrays must grow."""
+
+_UNIQUE = -1
+_CREDIT = 1_000_000
+
+
+class Tps(NamedTuple):
+    """State of page sharing on one host."""
+
+    out: UInt8  # (pages,) SWAPPED, ZIPPED or BALLOONED where a page was taken; its content stays in `Memory.held`
+    hint: Int32  # (pages,) entry + 1 of the page's hint, _UNIQUE for one that no other page can match, 0 none
+    bucket: Int32  # (buckets, a power of 2) entry + 1 of the first entry of a hash
+    entry: Int64  # (entries, ENTRY_COLUMNS) NAME group and content, VALUE page + 1 of a hint or -(frame + 1),
+    #               FOLLOWING entry + 1 of the same bucket (of an unused entry the next one)
+    guest: Int64  # (guests, GUEST_COLUMNS) RATE of picks in millionths a second, CREDIT of picks in millionths, SALT
+    #               group, RUNS 1 while it lives, BALLOON pages the balloon holds, GIVEN pages its kernel gave away,
+    #               SWAPPED_OUT, ZIPPED_OUT pages, ZIP_MOST pages that may be compressed, HAND where its kernel goes on
+    #               looking for pages to give, STALLS accesses that had to wait for a page of the host
+    n: Int64  # (NUMBERS,)
+
+
+@inlined
+def spend(t: Tps, kind: int, times: int) -> None:
+    """Count work."""
+    t.n[DONE + kind] += times
+
+
+# --- the table of hashes ---------------------------------------------------------------------------------------------
+
+
+@inlined
+def name_of(m: Memory, t: Tps, page: int, content: int) -> int:
+    """Key of a content for the VMs that the page may share with."""
+    return int((t.guest[m.block[page // BLOCK, GUEST], SALT] << 32) | content)
+
+
+@inlined
+def bucket_of(t: Tps, name: int) -> int:
+    """The bucket of a key."""
+    return int(shuffled(np.uint64(name)) & np.uint64(t.bucket.size - 1))
+
+
+@inlined
+def find(t: Tps, name: int) -> int:
+    """Entry + 1 of a key, or 0."""
+    entry = t.bucket[bucket_of(t, name)]
+    while entry > 0 and t.entry[entry - 1, NAME] != name:
+        entry = t.entry[entry - 1, FOLLOWING]
+    return int(entry)
+
+
+@inlined
+def new_entry(t: Tps, name: int, value: int) -> int:
+    """Enter a key that is not there; the caller made sure that there is room. Returns entry + 1."""
+    entry = t.n[ENTRY_FREE]
+    if entry > 0:
+        t.n[ENTRY_FREE] = t.entry[entry - 1, FOLLOWING]
+    else:
+        t.n[ENTRY_HIGH] += 1
+        entry = t.n[ENTRY_HIGH]
+    bucket = bucket_of(t, name)
+    t.entry[entry - 1, NAME] = name
+    t.entry[entry - 1, VALUE] = value
+    t.entry[entry - 1, FOLLOWING] = t.bucket[bucket]
+    t.bucket[bucket] = entry
+    return int(entry)
+
+
+@inlined
+def remove_entry(t: Tps, entry: int) -> None:
+    """Take an entry (given + 1) out of the table."""
+    bucket = bucket_of(t, t.entry[entry - 1, NAME])
+    at = t.bucket[bucket]
+    if at == entry:
+        t.bucket[bucket] = t.entry[entry - 1, FOLLOWING]
+    else:
+        while t.entry[at - 1, FOLLOWING] != entry:
+            at = t.entry[at - 1, FOLLOWING]
+        t.entry[at - 1, FOLLOWING] = t.entry[entry - 1, FOLLOWING]
+    t.entry[entry - 1, VALUE] = 0
+    t.entry[entry - 1, FOLLOWING] = t.n[ENTRY_FREE]
+    t.n[ENTRY_FREE] = entry
+
+
+@inlined
+def drop_hint(t: Tps, page: int) -> None:
+    """Forget the page's hint, if it has one."""
+    hint = t.hint[page]
+    if hint == 0:
+        return
+    t.hint[page] = 0
+    t.n[HINTS] -= 1
+    if hint > 0:
+        remove_entry(t, hint)
+
+
+@inlined
+def give_hint(m: Memory, t: Tps, page: int, name: int) -> None:
+    """Enter a hint for a page whose content nobody has entered."""
+    drop_hint(t, page)
+    t.hint[page] = new_entry(t, name, page + 1)
+    t.n[HINTS] += 1
+    spend(t, W_INSERT, 1)
+
+
+@compiled
+def refill(before_it: Tps, t: Tps) -> None:
+    """Enter every entry of a table anew, in one with other buckets and the same entries."""
+    for entry in range(1, before_it.n[ENTRY_HIGH] + 1):
+        if t.entry[entry - 1, VALUE] != 0:
+            bucket = bucket_of(t, t.entry[entry - 1, NAME])
+            t.entry[entry - 1, FOLLOWING] = t.bucket[bucket]
+            t.bucket[bucket] = entry
+
+
+@compiled
+def sweep(m: Memory, t: Tps) -> None:
+    """Take entries of frames that nobody maps any more out of the table."""
+    for entry in range(1, t.n[ENTRY_HIGH] + 1):
+        value = t.entry[entry - 1, VALUE]
+        if value < 0 and m.frame[-value - 1, MAPS] == 0:
+            remove_entry(t, entry)
+            forget_frame(m, -value - 1)
+
+
+# --- sharing ---------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def is_shared(m: Memory, page: int) -> bool:
+    """Whether page sharing gave the page its frame."""
+    return bool(m.place[page] & SHARED and m.frame[m.held[page], KIND] == TPS)
+
+
+@inlined
+def looked_up(m: Memory, page: int, now: int) -> int:
+    """The page's content now, its random writes done."""
+    if m.rates[m.accesses[page], WRITES] != 0.0 and not m.place[page] & (SHARED | ZERO):
+        look(m, page // BLOCK, now)
+    return content_of(m, page)
+
+
+@inlined
+def share_frame(m: Memory, t: Tps, page: int, frame: int, now: int) -> None:
+    """Let the page map a frame with its content instead of its own."""
+    drop_hint(t, page)
+    leave_frame(m, page)
+    map_frame(m, page, frame)
+    plan_write(m, page, now)
+    t.n[SHARES] += 1
+    spend(t, W_MERGE, 1)
+
+
+@inlined
+def in_large_page(m: Memory, page: int) -> bool:
+    """Whether the page is part of a large page."""
+    return bool(m.block[page // BLOCK, HUGE])
+
+
+@compiled
+def visit(m: Memory, t: Tps, page: int, now: int) -> None:
+    """Look at one page: share it, or leave a hint. Pages of large pages are entered but not shared."""
+    if m.place[page] & (PRESENT | MERGEABLE) != PRESENT | MERGEABLE or is_shared(m, page):
+        return
+    spend(t, W_VISIT, 1)
+    spend(t, W_CHECKSUM, 1)
+    content = looked_up(m, page, now)
+    if content < 0:
+        if t.hint[page] != _UNIQUE:
+            drop_hint(t, page)
+            t.hint[page] = _UNIQUE
+            t.n[HINTS] += 1
+            spend(t, W_INSERT, 1)
+        return
+    name = name_of(m, t, page, content)
+    entry = find(t, name)
+    value = t.entry[entry - 1, VALUE] if entry > 0 else 0
+    if value < 0:
+        frame = -value - 1
+        if m.frame[frame, MAPS] == 0:
+            remove_entry(t, entry)
+            forget_frame(m, frame)
+            give_hint(m, t, page, name)
+        elif not in_large_page(m, page):
+            spend(t, W_COMPARE_BYTE, 4096)
+            share_frame(m, t, page, frame, now)
+        return
+    other = value - 1
+    if other == page:
+        return
+    if value > 0:
+        spend(t, W_CHECKSUM, 1)
+        there = m.place[other] & PRESENT != 0
+        if not there or looked_up(m, other, now) != content:
+            drop_hint(t, other)
+            value = 0
+    if value == 0:
+        give_hint(m, t, page, name)
+    elif not in_large_page(m, page) and not in_large_page(m, other):
+        spend(t, W_COMPARE_BYTE, 4096)
+        frame = new_frame(m, content, TPS)
+        t.hint[other] = 0
+        t.n[HINTS] -= 1
+        t.entry[entry - 1, VALUE] = -(frame + 1)
+        share_frame(m, t, other, frame, now)
+        share_frame(m, t, page, frame, now)
+        spend(t, W_PROMOTE, 1)
+
+
+@inlined
+def has_room(m: Memory, t: Tps) -> bool:
+    """Whether the arrays have room for one more step."""
+    return bool(
+        m.counts[FRAME_HIGH] + ROOM <= m.frame.shape[0]
+        and m.counts[DUE_COUNT] + ROOM <= m.due.shape[0]
+        and bool(t.n[ENTRY_FREE] > 0 or t.n[ENTRY_HIGH] + ROOM <= t.entry.shape[0])
+    )
+
+
+@inlined
+def random_page(m: Memory, t: Tps, guest: int) -> int:
+    """A page of the guest, each as likely as any other."""
+    t.n[SERIAL] += 1
+    draw = shuffled(np.uint64(t.n[KEY]) ^ np.uint64(t.n[SERIAL]))
+    return int(m.guest[guest, FIRST] + np.int64(uniform(draw) * m.guest[guest, PAGES]))
+
+
+@inlined
+def break_large(m: Memory, page: int) -> None:
+    """Let the large page that the page is in be small pages."""
+    if in_large_page(m, page):
+        part_huge(m, page // BLOCK)
+        m.counts[THP_SPLIT] += 1
+
+
+@compiled
+def scan(m: Memory, t: Tps, now: int) -> int:
+    """Pick as many pages of each guest as its credit allows. Returns PAUSED or NO_ROOM (to be called again)."""
+    for guest in range(t.guest.shape[0]):
+        while t.guest[guest, RUNS] and t.guest[guest, CREDIT] >= _CREDIT:
+            if not has_room(m, t):
+                return NO_ROOM
+            t.guest[guest, CREDIT] -= _CREDIT
+            t.n[PICKED] += 1
+            page = random_page(m, t, guest)
+            if t.n[BREAKS]:
+                break_large(m, page)
+            visit(m, t, page, now)
+    return PAUSED
+
+
+@compiled
+def share_now(m: Memory, t: Tps, guest: int, first: int, most: int, goal: int, now: int) -> tuple[int, int]:
+    """Break large pages of a guest and look at its pages from page *first* on, until *goal* frames are free.
+
+    Returns why it stopped, and the page (of the guest) to go on with, at most so many further.
+    """
+    pages = m.guest[guest, PAGES]
+    at = first
+    while at < min(first + most, pages) and frames_free(m) < goal:
+        if not has_room(m, t):
+            return NO_ROOM, at
+        page = m.guest[guest, FIRST] + at
+        break_large(m, page)
+        t.n[PICKED] += 1
+        visit(m, t, page, now)
+        at += 1
+    return PAUSED, at
+
+
+# --- pages that are taken --------------------------------------------------------------------------------------------
+
+
+@inlined
+def next_read(m: Memory, page: int, active: int) -> float:
+    """Time (ns of activity) to the next read of a page that is read in a loop."""
+    kind = m.accesses[page]
+    period, within = m.rates[kind, PERIOD], page - m.guest[m.block[page // BLOCK, GUEST], FIRST]
+    phase = (within - m.rates[kind, LOOP_FIRST]) / m.rates[kind, LOOP_PAGES] * period
+    return float((phase - active) % period + 1.0)
+
+
+@compiled
+def plan_access(m: Memory, page: int, now: int) -> None:
+    """Draw when a page that was taken is read or written next, and put that on the list of due accesses."""
+    kind = m.accesses[page]
+    rate = m.rates[kind, WRITES] + m.rates[kind, READS]
+    if kind == 0 or m.place[page] & DUE or (rate <= 0.0 and m.rates[kind, PERIOD] == 0.0):
+        return
+    guest = m.block[page // BLOCK, GUEST]
+    active = activity_time(m, guest, now)
+    wait = math.inf
+    if rate > 0.0:
+        wait = -math.log1p(-uniform(shuffled(drawn(m, guest, page, active)))) / rate
+    if m.rates[kind, PERIOD] > 0.0:
+        wait = min(wait, next_read(m, page, active))
+    if wait > 4e18:
+        return
+    m.place[page] |= DUE
+    at = m.counts[DUE_COUNT]
+    m.counts[DUE_COUNT] = at + 1
+    m.due[at, ACTIVE_TIME] = active + np.int64(wait) + 1
+    m.due[at, TIME] = host_time(m, guest, m.due[at, ACTIVE_TIME])
+    m.due[at, PAGE] = page
+    while at > 0 and before(m, at, (at - 1) // 2):
+        exchange(m, at, (at - 1) // 2)
+        at = (at - 1) // 2
+
+
+@inlined
+def count_out(t: Tps, guest: int, where: int, pages: int) -> None:
+    """One page more or less of a guest is somewhere else."""
+    if where == SWAPPED:
+        t.guest[guest, SWAPPED_OUT] += pages
+        t.n[SWAPPED_NOW] += pages
+    elif where == ZIPPED:
+        t.guest[guest, ZIPPED_OUT] += pages
+        t.n[ZIPPED_NOW] += pages
+    else:
+        t.guest[guest, GIVEN] += pages
+        t.n[BALLOONED_NOW] += pages
+
+
+@inlined
+def take_page(m: Memory, t: Tps, page: int, where: int, now: int) -> None:
+    """Take the frame of a small page; its content is somewhere else from now on."""
+    content = looked_up(m, page, now)
+    drop_hint(t, page)
+    leave_frame(m, page)
+    m.place[page] &= ~PRESENT
+    m.held[page] = content
+    m.counts[TOUCHED] -= 1
+    t.out[page] = where
+    count_out(t, m.block[page // BLOCK, GUEST], where, 1)
+    plan_access(m, page, now)
+
+
+@inlined
+def swap_out_page(m: Memory, t: Tps, page: int, now: int) -> None:
+    """Compress a page, if that is worth it, or write it to the VM's swap file."""
+    guest = m.block[page // BLOCK, GUEST]
+    draw = shuffled(np.uint64(m.guest[guest, KEY]) ^ np.uint64(page - m.guest[guest, FIRST]))
+    small = (draw >> np.uint64(44)) % np.uint64(1000) < np.uint64(t.n[COMPRESSIBLE])
+    if small and t.guest[guest, ZIPPED_OUT] < t.guest[guest, ZIP_MOST]:
+        take_page(m, t, page, ZIPPED, now)
+        t.n[ZIPS] += 1
+    else:
+        take_page(m, t, page, SWAPPED, now)
+        t.n[SWAP_OUTS] += 1
+
+
+@inlined
+def bring_in(m: Memory, t: Tps, page: int, now: int) -> None:
+    """Give a page that was taken a frame again; the caller made sure that one is free."""
+    guest, where = m.block[page // BLOCK, GUEST], t.out[page]
+    look(m, page // BLOCK, now)
+    t.out[page] = 0
+    count_out(t, guest, where, -1)
+    m.place[page] |= PRESENT
+    m.counts[TOUCHED] += 1
+    m.counts[PRIVATE] += 1
+    if where == BALLOONED:
+        t.n[GUEST_INS] += m.held[page] != 0
+    else:
+        t.guest[guest, STALLS] += 1
+        t.n[UNZIPS if where == ZIPPED else SWAP_INS] += 1
+
+
+@compiled
+def reclaim(m: Memory, t: Tps, guest: int, frames: int, now: int) -> tuple[int, int]:
+    """Take frames from a guest, of pages picked at random: share, or else compress or swap.
+
+    Returns why it stopped, and how many frames it has yet to find; it gives up after many picks in vain.
+    """
+    goal = frames_free(m) + frames
+    picks = 0
+    while frames_free(m) < goal and picks < 16 * frames + 1024:
+        if not has_room(m, t):
+            return NO_ROOM, goal - frames_free(m)
+        picks += 1
+        page = random_page(m, t, guest)
+        if m.place[page] & (PRESENT | DUE) != PRESENT or m.place[page] & SHARED:
+            continue
+        break_large(m, page)
+        visit(m, t, page, now)
+        if not m.place[page] & SHARED:
+            swap_out_page(m, t, page, now)
+    return PAUSED, max(goal - frames_free(m), 0)
+
+
+@compiled
+def give(m: Memory, t: Tps, guest: int, order: Int32, pages: int, now: int) -> int:
+    """Let the guest's kernel give pages away, in the order in which it misses them least. Returns how many it gave."""
+    given = 0
+    hand = t.guest[guest, HAND]
+    for _ in range(order.size):
+        if given == pages or not has_room(m, t):
+            break
+        page = m.guest[guest, FIRST] + order[hand]
+        hand = (hand + 1) % order.size
+        if m.place[page] & (PRESENT | DUE) == PRESENT:
+            break_large(m, page)
+            t.n[GUEST_OUTS] += content_of(m, page) != 0
+            take_page(m, t, page, BALLOONED, now)
+            given += 1
+    t.guest[guest, HAND] = hand
+    return given
+
+
+# --- what guests do --------------------------------------------------------------------------------------------------
+
+
+@inlined
+def enough(m: Memory, t: Tps) -> bool:
+    """Whether a guest may have one more frame without anything being reclaimed first."""
+    return bool(frames_free(m) > t.n[FLOOR])
+
+
+@inlined
+def write(m: Memory, t: Tps, page: int, content: int, now: int) -> int:
+    """One write by a guest. Returns OK or NO_FRAME (nothing changed)."""
+    if t.out[page]:
+        if not enough(m, t):
+            return NO_FRAME
+        bring_in(m, t, page, now)
+    elif not (m.place[page] & PRESENT and not m.place[page] & (SHARED | ZERO)) and not enough(m, t):
+        return NO_FRAME
+    return write_page(m, page, content)
+
+
+@compiled
+def write_pages(m: Memory, t: Tps, first: int, pages: Int64, contents: Int32, done: int, now: int) -> int:
+    """Write contents to pages `first + pages`, but for the *done* first. Returns how many are done: not all when
+    frames are short.
+    """
+    for i in range(done, pages.size):
+        content = int(contents[i])
+        if content == FRESH:
+            content = fresh_content(m)
+        if write(m, t, first + pages[i], content, now) != OK:
+            return i
+    return int(pages.size)
+
+
+@compiled
+def access_due(m: Memory, t: Tps, now: int) -> int:
+    """Perform the due accesses up to now. Returns PAUSED, or STARVING: the first of them finds too few frames."""
+    while m.counts[DUE_COUNT] > 0 and m.due[0, TIME] <= now:
+        page, time = m.due[0, PAGE], m.due[0, TIME]
+        kind, guest = m.accesses[page], m.block[page // BLOCK, GUEST]
+        draw = drawn(m, guest, page, m.due[0, ACTIVE_TIME])
+        written = m.place[page] & PRESENT != 0 and m.place[page] & (SHARED | ZERO) != 0
+        if t.out[page]:
+            if not enough(m, t):
+                return STARVING
+            bring_in(m, t, page, time)
+            both = m.rates[kind, WRITES] + m.rates[kind, READS]
+            a_write = uniform(shuffled(draw ^ np.uint64(1))) * both < m.rates[kind, WRITES]
+            written = a_write and m.rates[kind, PERIOD] == 0.0
+        elif written and not enough(m, t):
+            return STARVING
+        if written and write_page(m, page, written_content(m, kind, draw)) != OK:
+            return STARVING
+        m.place[page] &= ~DUE
+        m.counts[DUE_COUNT] -= 1
+        last = m.counts[DUE_COUNT]
+        exchange(m, 0, last)
+        sift_down(m, 0)
+    return PAUSED
+
+
+@compiled
+def forget_pages(m: Memory, t: Tps, guest: int) -> None:
+    """The guest ends: its hints and its pages that are somewhere else go."""
+    first = m.guest[guest, FIRST]
+    for page in range(first, first + m.guest[guest, PAGES]):
+        drop_hint(t, page)
+        if t.out[page]:
+            count_out(t, guest, t.out[page], -1)
+            t.out[page] = 0
+
+
+@compiled
+def zero_shared(m: Memory, t: Tps, salts: int) -> int:
+    """Pages that map a shared frame of zeros."""
+    pages = 0
+    for salt in range(salts):
+        entry = find(t, salt << 32)
+        if entry > 0 and t.entry[entry - 1, VALUE] < 0:
+            pages += m.frame[-t.entry[entry - 1, VALUE] - 1, MAPS]
+    return int(pages)
+
+
+@compiled
+def consumed(m: Memory, guest: int) -> int:
+    """Frames that the guest is charged for: its own, and its part of those it shares with others."""
+    frames = 0.0
+    first = m.guest[guest, FIRST]
+    for page in range(first, first + m.guest[guest, PAGES]):
+        if m.place[page] & PRESENT:
+            frames += 1.0 / m.frame[m.held[page], MAPS] if m.place[page] & SHARED else 1.0
+    return math.ceil(frames)
+
+
+@compiled
+def active_pages(m: Memory, t: Tps, guest: int, samples: int, period: int) -> int:
+    """Of so many pages picked at random, how many the guest touched in the last *period* (ns), by their rates."""
+    touched = 0
+    for _ in range(samples):
+        page = random_page(m, t, guest)
+        kind = m.accesses[page]
+        if kind == 0:
+            continue
+        active = period * m.level[guest]
+        seen = -math.expm1(-(m.rates[kind, WRITES] + m.rates[kind, READS]) * active)
+        if m.rates[kind, PERIOD] > 0.0:
+            seen = max(seen, min(active / m.rates[kind, PERIOD], 1.0))
+        t.n[SERIAL] += 1
+        touched += uniform(shuffled(np.uint64(t.n[KEY]) ^ np.uint64(t.n[SERIAL]))) < seen
+    return int(touched)

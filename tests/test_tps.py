@@ -1,0 +1,610 @@
+"""VMware's page sharing and memory states: published figures, exact rates and thresholds, and laws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from one_host import end, events, guest, part, run, size
+
+from sim.errors import UserError
+from sim.memory import pages as memory
+from sim.memory.guest import Vm
+from sim.run import Result
+from sim.run import run as simulate
+from sim.scenario import load, parse
+from sim.sharing import tps_pass as tps
+from sim.sharing.esx import Esx, shared_out
+from sim.sharing.kernels import V6_18
+from sim.sharing.tps import VERSIONS, Tps
+from sim.units import GIB, MIB, SECOND
+
+PUBLISHED = Path(__file__).parents[1] / "scenarios" / "published"
+SCENARIOS = PUBLISHED.parent
+PAGE = memory.PAGE_BYTES
+
+UNUSED = {"hz": 250, "split_ps": 0, "cold_milli": 0, "contents": 1 << 20}
+"""What every mechanism is told and ESX has no use for."""
+
+
+def published(name: str, *overrides: str) -> Result:
+    return simulate(load(PUBLISHED / f"{name}.yaml", overrides))
+
+
+# --- published figures -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vms", "reclaimed"), [(1, 12.5), (2, 36.5), (3, 46), (4, 51), (6, 56), (8, 58.5), (10, 60)], ids=str
+)
+def test_identical_vms_share_as_in_figure_4_of_osdi_2002(vms, reclaimed):
+    """Source: Waldspurger, OSDI 2002, figure 4, values read off the figure; band: 5 points of the VMs' memory."""
+    last = end(published("tps-best-case", f"vms.0.count={vms}", "expect=[]"))
+
+    whole = vms * 40 * MIB // PAGE
+    assert 100 * last["pages_sharing"] / whole == pytest.approx(reclaimed, abs=5)
+    if vms == 10:
+        assert 100 * (last["pages_shared"] + last["pages_sharing"]) / whole == pytest.approx(67, abs=5)
+
+
+def test_zeros_are_shared_before_anything_is_paged_out():
+    """Source: OSDI 2002, figure 8: 325 MB of zeros shared, 35 MB of other pages written; band: a ratio of 8 or more."""
+    last = end(published("tps-boot-storm"))
+
+    assert last["zero_pages_shared"] >= 8 * last["pswpout"] > 0
+    assert last["zero_pages_shared"] * PAGE == pytest.approx(325 * MIB, rel=0.1)
+
+
+def test_without_an_idle_tax_equal_shares_get_equal_memory():
+    """Source: OSDI 2002, figure 7: 179 MB each; band: 3 MB."""
+    result = published("tps-idle-tax", "hosts.0.tps.IdleTax=0", "expect=[]")
+
+    assert (result.guests["touched_bytes"] / MIB).tolist() == pytest.approx([179, 179], abs=3)
+
+
+def test_an_idle_tax_moves_memory_to_the_active_vm():
+    """Source: OSDI 2002, figure 7 (direction); exact here: with f = 0 and 1 and k = 4 the idle VM is left with what the
+    active one does not need.
+    """
+    idle, active = published("tps-idle-tax").guests["touched_bytes"] / MIB
+
+    assert active == 256
+    assert 90 < idle < 108
+
+
+# --- exact rates -----------------------------------------------------------------------------------------------------
+
+TAILOR_MADE = {"version": "esxi6", "cpu_ghz": 1e5}
+
+
+def scan_seconds(memory_bytes: int, **changed: Any) -> float:
+    """How long it takes to pick as many pages as a VM has."""
+    (rate,) = complete(**TAILOR_MADE | changed).rates([memory_bytes // PAGE])
+    return memory_bytes / PAGE / rate
+
+
+def complete(**given: Any) -> Tps:
+    return Tps.model_validate(given).completed(V6_18)
+
+
+@pytest.mark.parametrize("gib", [1, 4, 8, 14])
+def test_a_vm_is_scanned_once_in_share_scan_time(gib):
+    assert scan_seconds(gib * GIB) == pytest.approx(3600, rel=1e-12)
+
+
+@pytest.mark.parametrize(("gib", "seconds"), [(14.0625, 3600), (32, 8192), (64, 16384)])
+def test_a_large_vm_is_scanned_at_4_mib_a_second(gib, seconds):
+    """Source: the default of Mem.ShareRateMax is 1024 pages a second."""
+    assert scan_seconds(int(gib * GIB)) == pytest.approx(seconds, rel=1e-12)
+
+
+def test_all_vms_together_keep_to_4_mib_a_second_and_ghz():
+    """Source: the meaning of Mem.ShareScanGHz."""
+    rates = complete(cpu_ghz=2.0).rates([4 * GIB // PAGE] * 20)
+
+    assert sum(rates) == pytest.approx(4 * 2 * 256)
+
+
+def test_esx_3_keeps_to_450_pages_a_second_whatever_is_set():
+    """Source: Gupta and others, CACM October 2010, footnote a."""
+    assert complete(version="esx3", ShareScanVM=10_000, ShareScanTotal=10_000).rates([131_072]) == [450]
+
+
+def test_esx_scans_as_many_pages_in_its_scan_time_as_the_vm_has():
+    result = run(
+        guest("vm", part("own", 6000), pages=6000),
+        duration="10min",
+        sample_every="1min",
+        tps={"ShareScanTime": 10, "AllocGuestLargePage": 0},
+    )
+
+    assert end(result)["pages_scanned"] == 6000
+
+
+def test_random_picks_find_a_pair_once_both_pages_were_visited():
+    """After one scan time a page was visited with probability 1 - 1/e, and a pair merged with the square of that."""
+    pages = 40_000
+    result = run(
+        guest("vm", part("pairs", pages, duplicates=2), pages=pages),
+        duration="10min",
+        sample_every="10min",
+        tps={"ShareScanTime": 10, "AllocGuestLargePage": 0},
+    )
+
+    visited = 1 - np.exp(-1)
+    assert end(result)["pages_sharing"] == pytest.approx(pages / 2 * visited**2, rel=0.02)
+
+
+# --- salting ---------------------------------------------------------------------------------------------------------
+
+
+def clones(mode: int, **per_kind: Any) -> Result:
+    image = [part("common", 200, pool="system"), part("pairs", 100, duplicates=2), part("own", 100)]
+    kinds = {kind: {"salt": salt} for kind, salt in per_kind.items()}
+    options = {"ShareForceSalting": mode, "ShareScanTime": 10, "AllocGuestLargePage": 0, "guests": kinds}
+    return run(
+        *(guest(name, *image, pages=400) for name in ("a", "b", "c", "d")),
+        duration="3h",
+        sample_every="1h",
+        tps=options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "salts", "common"),
+    [
+        (0, {}, 600),
+        (0, {"a": "x", "b": "x"}, 600),
+        (1, {}, 600),
+        (1, {"a": "x", "b": "x"}, 400),
+        (2, {}, 0),
+        (2, {"a": "x", "b": "x"}, 200),
+        (2, {"a": "x", "b": "y"}, 0),
+    ],
+)
+def test_salts_say_who_shares_with_whom(mode, salts, common):
+    """Source: KB 2097593. What a VM has twice is shared in any case."""
+    assert end(clones(mode, **salts))["pages_sharing"] == 4 * 50 + common
+
+
+def test_salting_costs_clones_nearly_all_and_diverse_vms_2_points_of_15():
+    """Source: Barker and others, USENIX ATC 2012: of 15 % that can be shared 85 % are within one VM; what salts cost
+    then is arithmetic. Clones as in OSDI 2002, figure 4.
+    """
+    file = SCENARIOS / "tps-salting.yaml"
+    salted = [f"hosts.{i}.tps.ShareForceSalting=2" for i in (0, 1)]
+    whole = GIB / 2 / PAGE
+
+    before, after = (
+        simulate(load(file, overrides)).samples.groupby("host")["pages_sharing"].last() / whole * 100
+        for overrides in ([], salted)
+    )
+
+    assert before["clones-0"] > 50
+    assert after["clones-0"] == pytest.approx(12, abs=0.5)
+    assert before["diverse-0"] == pytest.approx(15, abs=0.1)
+    assert after["diverse-0"] == pytest.approx(12.75, abs=0.1)
+
+
+# --- states of memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gib", "mib"), [(28, 899), (72, 1349.56), (144, 2086.84), (256, 3233.72)])
+def test_min_free_is_what_vmware_says(gib, mib):
+    """Source: published examples of Mem.MemMinFreePct = 0 (see tps.py)."""
+    assert complete().min_free(gib * GIB) == pytest.approx(mib * MIB, abs=1)
+
+
+def test_min_free_of_a_small_host_is_a_share_of_each_part():
+    assert complete().min_free(4 * GIB) == 4 * GIB * 6 // 100
+    assert complete().min_free(8 * GIB) == 4 * GIB * 6 // 100 + 4 * GIB * 4 // 100
+    assert complete(MemMinFreePct=10).min_free(8 * GIB) == 8 * GIB * 10 // 100
+
+
+def esx(host: int, **changed: Any) -> Esx:
+    """An idle host with ESX and *host* bytes of memory."""
+    return Esx(
+        complete(**changed), V6_18, frames=host // PAGE, pages=4096, guests=4, nodes=1,
+        work_ps=np.full(len(tps.WORK), 1000), rates=np.array([[0.0] * 7, [1e-9, 1e-9, 0, 0, 0, 0, 0]]), key=7, **UNUSED,
+    )  # fmt: skip
+
+
+def start(host: Esx, index: int, contents: list[int], accesses: int = 0, **vm: Any) -> None:
+    """Let a guest run."""
+    kind = Vm.model_validate({"name": f"vm{index}", "memory": size(len(contents))} | vm)
+    host.add(index, len(contents), vm=kind, key=index + 1, now=host._now, level=1.0, node=0, thp=False)
+    host.set_accesses(index, np.full(len(contents), accesses, np.uint16))
+    host.advise(index, 0, len(contents), kind.mergeable, host._now)
+    host.fill(index, np.array(contents, np.int32))
+
+
+def ticks(host: Esx, seconds: int) -> None:
+    list(host.advance(host._now + seconds * SECOND))
+
+
+LADDERS = {
+    "esx3": [("soft", 0.04), ("hard", 0.02), ("low", 0.01)],
+    "esx4": [("soft", 0.04), ("hard", 0.02), ("low", 0.01)],
+    "esxi5": [("soft", 0.64), ("hard", 0.32), ("low", 0.16)],
+    "esxi6": [("high", 4.0), ("clear", 1.0), ("soft", 0.64), ("hard", 0.32), ("low", 0.16)],
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_state_begins_exactly_below_its_threshold(version):
+    """Source: OSDI 2002 and Epping 2015 for the thresholds; minFree of 256 GiB is 3233.72 MiB."""
+    host = esx(256 * GIB, version=version)
+    whole = 3233.72 * MIB if version.startswith("esxi") else 256 * GIB
+
+    for state, share in LADDERS[version]:
+        threshold = round(whole * share) // PAGE
+        host.reserve(host._free() - threshold)
+        ticks(host, 1)
+        assert host.notes == []
+        host.reserve(1)
+        ticks(host, 1)
+        assert [kind for _, kind, _ in host.notes] == [f"memory-{state}"]
+        host.notes.clear()
+
+    host.reserve(-int(host.m.counts[memory.RESERVED]))
+    ticks(host, 1)
+    assert [kind for _, kind, _ in host.notes] == ["memory-high"]
+
+
+def test_a_state_is_left_only_well_above_its_threshold():
+    host = esx(256 * GIB)
+    threshold = round(3233.72 * MIB) // PAGE
+    host.reserve(host._free() - threshold + 1)
+    ticks(host, 1)
+    host.notes.clear()
+
+    host.reserve(-2)
+    ticks(host, 1)
+    assert host.notes == []
+
+    host.reserve(-threshold // 10)
+    ticks(host, 1)
+    assert [kind for _, kind, _ in host.notes] == ["memory-high"]
+
+
+def squeezed(host: Esx, share: float) -> None:
+    """Leave *share* of minFree free."""
+    wanted = int(host._settings.min_free(int(host.m.counts[memory.LIMIT]) * PAGE) * share) // PAGE
+    host.reserve(host._free() - wanted)
+
+
+CLONES = [[0] * 512 + list(range(1, 1025)) + [-2] * 512] * 2
+"""Two clones of 2048 pages: zeros, common pages, and unique ones."""
+
+
+def loaded(**changed: Any) -> Esx:
+    """Two clones in large pages on 256 GiB, where nothing is scanned in the background."""
+    host = esx(256 * GIB, ShareForceSalting=0, ShareScanGHz=0, **changed)
+    for index, contents in enumerate(CLONES):
+        start(host, index, contents, accesses=1)
+    return host
+
+
+def what_was_done(host: Esx) -> set[str]:
+    """Which ways to reclaim memory were used so far."""
+    n, counts = host.t.n, host.m.counts
+    done = {
+        "broke": counts[memory.THP_SPLIT],
+        "shared": n[tps.SHARES],
+        "ballooned": n[tps.BALLOONED_NOW],
+        "compressed": n[tps.ZIPS],
+        "swapped": n[tps.SWAP_OUTS],
+    }
+    return {name for name, times in done.items() if times}
+
+
+def test_large_pages_are_not_shared_while_memory_is_plenty():
+    host = esx(256 * GIB, ShareForceSalting=0, ShareScanTime=10)
+    for index, contents in enumerate(CLONES):
+        start(host, index, contents)
+    ticks(host, 3600)
+
+    assert host.m.counts[memory.HUGE_PAGES] == 8
+    assert host.t.n[tps.PICKED] > 20_000
+    assert host.t.n[tps.HINTS] > 2000, "pages of large pages are hashed all the same"
+    assert what_was_done(host) == set()
+
+
+@pytest.mark.parametrize(
+    ("share", "done"),
+    [
+        (4.01, set()),
+        (0.99, {"broke", "shared"}),
+        (0.65, {"broke", "shared"}),
+        (0.63, {"broke", "shared", "ballooned"}),
+        (0.31, {"broke", "shared", "compressed", "swapped"}),
+    ],
+)
+def test_esxi_6_does_more_the_less_memory_is_free(share, done):
+    """Source: Epping, vSphere 6 memory states: break and share below 100 % of minFree, balloon below 64 %, compress and
+    swap below 32 %, where the balloon stops.
+    """
+    host = loaded()
+    squeezed(host, share)
+    ticks(host, 1)
+
+    assert what_was_done(host) == done
+
+
+def test_below_four_times_min_free_large_pages_break_and_wait_for_the_scan():
+    """Source: Epping, vSphere 6 memory states."""
+    host = esx(256 * GIB, ShareForceSalting=0, ShareScanTime=10)
+    for index, contents in enumerate(CLONES):
+        start(host, index, contents)
+    squeezed(host, 3.99)
+    ticks(host, 1)
+    assert host.t.n[tps.SHARES] <= host.t.n[tps.PICKED] < 10
+
+    ticks(host, 7200)
+    assert host.m.counts[memory.HUGE_PAGES] == 0
+    assert host.t.n[tps.SHARES] == 2 * 1536
+
+
+def test_esxi_5_keeps_large_pages_until_it_balloons():
+    host = loaded(version="esxi5")
+    squeezed(host, 0.65)
+    ticks(host, 10)
+    assert what_was_done(host) == set()
+
+    squeezed(host, 0.63)
+    ticks(host, 1)
+    assert what_was_done(host) == {"broke", "ballooned"}
+
+
+def test_a_balloon_takes_at_most_ctl_max_percent():
+    host = loaded(CtlMaxPercent=30)
+    squeezed(host, 0.63)
+    ticks(host, 5)
+
+    assert host.t.guest[:2, tps.GIVEN].tolist() == [614, 614]
+
+
+def test_without_a_balloon_driver_pages_are_taken_instead():
+    host = loaded(CtlMaxPercent=0)
+    squeezed(host, 0.63)
+    ticks(host, 1)
+
+    assert "swapped" in what_was_done(host)
+    assert "ballooned" not in what_was_done(host)
+
+
+def test_the_balloon_gives_memory_back_when_there_is_enough():
+    host = loaded()
+    squeezed(host, 0.63)
+    ticks(host, 5)
+    assert host.t.guest[:2, tps.BALLOON].sum() > 0
+
+    host.reserve(-int(host.m.counts[memory.RESERVED]))
+    ticks(host, 30)
+    assert host.t.guest[:2, tps.BALLOON].sum() == 0
+
+
+def test_compressed_pages_take_half_a_page_each_and_a_tenth_of_the_vm_at_most():
+    """Source: vSphere 4.1 resource management guide; Mem.MemZipMaxPct."""
+    host = esx(64 * MIB, version="esx4", ShareScanGHz=0, CtlMaxPercent=0, compressible=1.0)
+    start(host, 0, [-2] * 2048)
+    host.reserve(host._free() - 100)
+    ticks(host, 1)
+
+    zipped = int(host.t.n[tps.ZIPPED_NOW])
+    assert zipped == 2048 // 10 * 2
+    assert host.m.counts[memory.METADATA] >= zipped * 2048
+    assert host.t.n[tps.SWAPPED_NOW] > 0
+
+
+def test_min_is_never_reclaimed():
+    host = esx(64 * MIB, version="esx3", CtlMaxPercent=0, guests={"vm0": {"min": size(1900)}})
+    start(host, 0, [-2] * 2048)
+    host.reserve(host._free() - 100)
+    ticks(host, 20)
+
+    assert host.touched(0) == 1900
+
+
+def test_a_vm_that_cannot_be_given_memory_is_stopped():
+    result = run(
+        guest("vm", part("own", 2000), pages=2000, count=2),
+        duration="3s",
+        memory=size(3000),
+        tps={"version": "esx3", "guests": {"vm": {"min": size(2000)}}},
+    )
+
+    assert ("oom-killed") in [kind for _, kind in events(result)]
+
+
+def test_memory_is_shared_out_by_worth_within_bounds():
+    worth, least, most = np.array([1.0, 1.0, 2.0]), np.array([0.0, 300.0, 0.0]), np.array([100.0, 400.0, 1000.0])
+
+    assert shared_out(1000, worth, least, most) == pytest.approx([100, 300, 600])
+    assert shared_out(5000, worth, least, most).tolist() == most.tolist()
+    assert shared_out(100, worth, least, most).tolist() == least.tolist()
+
+
+# --- laws ------------------------------------------------------------------------------------------------------------
+
+
+def check_frames(host: Esx) -> None:
+    """Every frame that is counted is there, and every page is in one place."""
+    m, t = host.m, host.t
+    place = m.place
+    present, shared = place & memory.PRESENT != 0, place & memory.SHARED != 0
+    numbers, maps = np.unique(m.held[present & shared], return_counts=True)
+    assert m.counts[memory.PRIVATE] == np.count_nonzero(present & ~shared)
+    assert m.counts[memory.FRAMES] == len(numbers)
+    assert m.counts[memory.SHARERS] == maps.sum()
+    assert m.frame[numbers, memory.MAPS].tolist() == maps.tolist()
+    assert m.counts[memory.TOUCHED] == np.count_nonzero(present)
+    assert not np.any(present & (t.out != 0))
+    assert t.n[tps.HINTS] == np.count_nonzero(t.hint)
+    assert t.n[tps.SWAPPED_NOW] == np.count_nonzero(t.out == tps.SWAPPED)
+    assert t.n[tps.ZIPPED_NOW] == np.count_nonzero(t.out == tps.ZIPPED)
+    assert t.n[tps.BALLOONED_NOW] == np.count_nonzero(t.out == tps.BALLOONED)
+    assert m.counts[memory.PRIVATE] + m.counts[memory.FRAMES] + m.counts[memory.RESERVED] <= m.counts[memory.LIMIT]
+
+
+def check_salts(host: Esx) -> None:
+    """No frame has mappers of two salts."""
+    pages = np.flatnonzero(host.m.place & memory.SHARED)
+    salts = host.t.guest[host.m.block[pages // memory.BLOCK, memory.GUEST], tps.SALT]
+    pairs = {(frame, salt) for frame, salt in zip(host.m.held[pages].tolist(), salts.tolist(), strict=True)}
+    assert len(pairs) == len({frame for frame, _ in pairs})
+
+
+def check_large_pages(host: Esx) -> None:
+    """All pages of a large page are private and present."""
+    for block in np.flatnonzero(host.m.block[:, memory.HUGE]):
+        place = host.m.place[block * memory.BLOCK : (block + 1) * memory.BLOCK]
+        assert np.all(place & (memory.PRESENT | memory.SHARED) == memory.PRESENT)
+
+
+PAGES = 700
+WRITES = st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(-1, 6)), max_size=40)
+ACTIONS = st.one_of(
+    st.tuples(st.just("write"), st.integers(0, 3), WRITES),
+    st.tuples(st.just("wait"), st.integers(1, 60), st.none()),
+    st.tuples(st.just("squeeze"), st.integers(0, 400), st.none()),
+    st.tuples(st.just("restart"), st.integers(0, 3), st.none()),
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    version=st.sampled_from(sorted(VERSIONS)),
+    salting=st.integers(0, 2),
+    driver=st.booleans(),
+    actions=st.lists(ACTIONS, max_size=14),
+    seed=st.integers(0, 1000),
+)
+def test_frames_are_conserved_guests_read_what_they_wrote_and_salts_never_mix(version, salting, driver, actions, seed):
+    rates = {"ShareScanVM": 450, "ShareScanTotal": 2000} if version == "esx3" else {"ShareScanTime": 10}
+    if VERSIONS[version].salts:
+        rates["ShareForceSalting"] = salting
+    host = esx(
+        16 * MIB, version=version, CtlMaxPercent=65 if driver else 0, **rates,
+        guests={"vm0": {"salt": "x"}, "vm1": {"salt": "x"}},
+    )  # fmt: skip
+    draw = np.random.default_rng(seed)
+    wrote = []
+    for index in range(4):
+        contents = draw.integers(0, 40, PAGES)
+        contents[draw.random(PAGES) < 0.3] = memory.NEVER
+        wrote.append(contents)
+        start(host, index, contents.tolist())
+
+    for action, which, what in actions:
+        if action == "write":
+            pages, contents = np.array(what, np.int64).reshape(-1, 2).T
+            host.write(which, pages, contents.astype(np.int32))
+            for page, content in what:
+                wrote[which][page] = content
+        elif action == "wait":
+            ticks(host, which)
+        elif action == "squeeze":
+            host.reserve(max(host._free() - 200 - which, 0))
+        else:
+            host.remove(which)
+            wrote[which] = draw.integers(0, 40, PAGES)
+            start(host, which, wrote[which].tolist())
+        check_frames(host)
+        check_salts(host)
+        check_large_pages(host)
+        for index, contents in enumerate(wrote):
+            read = host.read(index)
+            known = (contents != memory.FRESH) & (contents != memory.NEVER)
+            assert np.all(read[contents == memory.FRESH] < 0)
+            assert read[known].tolist() == contents[known].tolist()
+
+
+def test_random_accesses_leave_nothing_behind():
+    """Swapped, compressed and ballooned pages that are written and read at random come back and go again."""
+    result = run(
+        guest("busy", part("all", 3000, writes={"rate": "0.05/s"}, reads={"rate": "0.1/s"}), pages=3000, count=3),
+        guest("loop", part("all", 2000, reads={"rate": "0.2/s", "order": "loop"}), pages=2000),
+        duration="60s",
+        memory=size(9000),
+        tps={"version": "esxi5", "ShareForceSalting": 0, "ShareScanTime": 10},
+    )
+
+    last = end(result)
+    assert last["oom_kills"] == 0
+    assert min(last["guest_swpin"], last["pswpout"]) > 0
+    touched = (
+        last["mem_touched_bytes"]
+        + last["mem_ballooned_bytes"]
+        + last["mem_swapped_bytes"]
+        + last["mem_compressed_bytes"]
+    )
+    assert touched == 11_000 * PAGE
+    assert result.samples["mem_free_bytes"].min() > 0
+
+
+def test_a_run_is_the_same_whatever_the_sampling_interval():
+    scenario = [guest("vm", part("pairs", 2000, duplicates=2, writes={"rate": "1/min"}), pages=2000, count=3)]
+    options = {"duration": "10min", "memory": size(5000), "tps": {"version": "esxi5", "ShareScanTime": 10}}
+
+    often, seldom = (run(*scenario, **options, sample_every=every) for every in ("1s", "77s"))
+
+    columns = [name for name in often.samples.columns if name != "time_s"]
+    assert end(often)[columns].tolist() == end(seldom)[columns].tolist()
+
+
+# --- what a user can get wrong ---------------------------------------------------------------------------------------
+
+
+def refusal(host: dict[str, Any], **vm: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        parse({
+            "name": "wrong", "hosts": [{"memory": "1GiB", **host}], "vms": [{"name": "a", "memory": "64MiB", **vm}],
+        })  # fmt: skip
+    return str(caught.value)
+
+
+def test_a_host_has_one_way_to_share_pages():
+    assert "hosts.0.tps: a host shares pages by ksm or by tps" in refusal({"ksm": {}, "tps": {}})
+
+
+@pytest.mark.parametrize("setting", [{"thp": {"enabled": "always"}}, {"kernel": "5.10"}, {"ksmtuned": {}}])
+def test_settings_of_linux_mean_nothing_to_esx(setting):
+    assert f"hosts.0.{next(iter(setting))}: means nothing on a host with tps" in refusal({"tps": {}, **setting})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"version": "esx3", "ShareScanTime": 20}, "hosts.0.tps.ShareScanTime: is no setting of esx3"),
+        ({"ShareScanVM": 20}, "hosts.0.tps.ShareScanVM: is no setting of esxi6"),
+        ({"version": "esx4", "ShareForceSalting": 2}, "hosts.0.tps.ShareForceSalting: came with esxi5"),
+        ({"version": "esx3", "AllocGuestLargePage": 1}, "hosts.0.tps.AllocGuestLargePage: came with esx4"),
+        ({"version": "esx4", "MemMinFreePct": 6}, "hosts.0.tps.MemMinFreePct: came with esxi5"),
+        ({"ShareScanTime": 5}, "hosts.0.tps.ShareScanTime"),
+    ],
+)
+def test_settings_belong_to_versions(options, said):
+    assert said in refusal({"tps": options})
+
+
+@pytest.mark.parametrize(
+    ("vm", "said"),
+    [
+        ({"memory_limit": "32MiB"}, "vms.0.memory_limit: is a cgroup of Linux"),
+        ({"madvise": [{"at": "1s", "advice": "mergeable"}]}, "vms.0.madvise: ESX takes no advice"),
+    ],
+)
+def test_guests_of_esx_have_nothing_of_linux(vm, said):
+    assert said in refusal({"tps": {}}, **vm)
+
+
+def test_a_resolved_scenario_reads_back():
+    scenario = load(PUBLISHED / "tps-best-case.yaml")
+
+    assert parse(scenario.resolved()).resolved() == scenario.resolved()
+    assert scenario.hosts[0].ksm is None
