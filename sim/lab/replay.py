@@ -7,7 +7,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sim.columns import KSM_COUNTERS, KSM_SETTINGS, PAGE_BYTES
 from sim.errors import UserError
-from sim.host import Assignment, Machine
+from sim.host import Assignment, Host, Machine
 from sim.lab.guest import Farewell, Keys, Pattern, mix
 from sim.lab.machine import VMSTAT
 from sim.lab.record import (
@@ -23,21 +23,37 @@ from sim.lab.record import (
     Disturbance,
     Guest,
     Level,
+    Loop,
     Madvise,
     Rate,
+    Reads,
     Recording,
     Setting,
     Workload,
     Write,
     record,
 )
+from sim.lab.swapping import SWAP_FIGURES, Swapping
+from sim.memory.guest import Vm
 from sim.memory.huge import Thp
-from sim.memory.pages import LOWEST, NEVER, SPAN, WRITES, Int32, Int64, UInt16
+from sim.memory.pages import (
+    LOOP_FIRST,
+    LOOP_PAGES,
+    LOWEST,
+    NEVER,
+    PERIOD,
+    READS,
+    SPAN,
+    WRITES,
+    Int32,
+    Int64,
+    UInt16,
+)
 from sim.run import Progress, package_version
 from sim.sharing.kernels import kernel
 from sim.sharing.ksm import Ksm
 from sim.sharing.scanner import Scanner
-from sim.units import SECOND, about_duration
+from sim.units import SECOND, about_duration, format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,8 +69,9 @@ _OWN: Final = 1 << 63
 _DRAWS: Final = 1 << 20
 """Seeds of random writes that one run may use."""
 _NOT_KNOBS: Final = ("changes", "ksmd_cpu_before", "max_kernel_pages")
-_TOLD: Final = (*(column.name for column in (*KSM_COUNTERS, *KSM_SETTINGS)), "ksmd_cpu_ns", *VMSTAT)
-"""Columns of samples and scans that are read from the kernel: those that little but guests, ksmd and khugepaged moves.
+_TOLD: Final = (*(column.name for column in (*KSM_COUNTERS, *KSM_SETTINGS)), "ksmd_cpu_ns", *VMSTAT, *SWAP_FIGURES)
+"""Columns of samples and scans that are read from the kernel: those that little but guests, ksmd and khugepaged moves,
+and where there is swap, which nobody else uses then, what is said of it.
 
 With them go the figures that follow from who runs, and the size of the machine (see `_told`). All others are NaN:
 other lines of /proc/vmstat and /proc/meminfo count every process of the machine, and the kernel does not say what
@@ -65,6 +82,8 @@ ksmd's time was for.
 @dataclass(frozen=True)
 class Replay:
     """What the kernel did with a scenario, in the form of `sim.run.Result`; figures it does not tell are NaN.
+
+    `readings` has all that was read at each sample, under the kernel's names.
 
     `evidence` has two columns for each row of `scans`: `proven`, the row was read whole before ksmd could move on, and
     `stolen_ns`, time for which the hypervisor took ksmd's core away. `deeds` says when guests did what was planned,
@@ -79,6 +98,7 @@ class Replay:
     manifest: Mapping[str, Any]
     summary: Summary
     verdicts: Sequence[Verdict]
+    readings: pd.DataFrame
     evidence: pd.DataFrame
     deeds: pd.DataFrame
     visited: Sequence[int]
@@ -112,17 +132,28 @@ def workload(scenario: Scenario, pattern: Pattern | None = None, draw: int = 0) 
     _check(scenario)
     host, host_name = scenario.host_names()[0]
     assert host.ksm is not None  # checked
-    names = [assignment.name for assignment in scenario.assignments()[host_name]]
+    assignments = scenario.assignments()[host_name]
+    names = [assignment.name for assignment in assignments]
     tape = observe(scenario, _Tape)
+    limits = [assignment.vm.memory_limit for assignment in assignments]
     return Workload(
-        guests=[tape.lives[index].guest(names) for index in sorted(tape.lives)],
+        guests=[replace(tape.lives[index].guest(names), memory_limit=limits[index]) for index in sorted(tape.lives)],
         ksm=_knobs(host.ksm),
         duration_ns=scenario.duration,
         actions=[*tape.actions(names, draw)],
         sample_every_ns=scenario.sample_every,
         pattern=pattern or _pattern(scenario),
         thp=_thp_knobs(host.thp),
+        swapping=_swapping(host),
     )
+
+
+def _swapping(host: Host) -> Swapping | None:
+    """The swap area, and the sysctls that matter to guests in control groups."""
+    if host.swap is None:
+        return None
+    algorithm, rules = host.swap.compresses_with, host.watermarks
+    return Swapping(host.swap.size, algorithm, rules.page_cluster, rules.swappiness)
 
 
 def _thp_knobs(thp: Thp) -> dict[str, int | str]:
@@ -168,6 +199,45 @@ def _check(scenario: Scenario) -> None:
         raise UserError(f"{scenario.name}: the lab sets no hugetlbfs up; remove hosts.0.hugetlbfs")
     if host.numa_nodes > 1:
         raise UserError(f"{scenario.name}: the lab's guests live on one NUMA node; set hosts.0.numa_nodes=1")
+    _check_swap(scenario, host)
+    for index, vm in enumerate(scenario.vms):
+        if vm.memory_limit is not None:
+            _check_limited(scenario, f"vms.{index}", vm)
+
+
+def _check_swap(scenario: Scenario, host: Host) -> None:
+    swap = host.swap
+    if swap is None:
+        return
+    if swap.device not in ("zram", "file"):
+        raise UserError(f"{scenario.name}: the lab swaps to zram or to a file; set hosts.0.swap.device to one of them")
+    for name in ("read_latency", "write_latency", "bandwidth", "channels"):
+        if getattr(swap, name) is not None:
+            raise UserError(f"{scenario.name}: the lab's disk is as fast as it is; remove hosts.0.swap.{name}")
+    needed = sum(max(vm.memory - vm.memory_limit, 0) * vm.count for vm in scenario.vms if vm.memory_limit)
+    if swap.size < needed:
+        size = format_bytes(needed)
+        raise UserError(f"{scenario.name}: the guests would be killed for lack of swap; set hosts.0.swap.size={size}")
+    most = sum(min(vm.memory, vm.memory_limit or vm.memory) * vm.count for vm in scenario.vms)
+    if most > host.memory:
+        raise UserError(
+            f"{scenario.name}: the lab cannot make this machine's memory short, only that of guests; give each of vms "
+            f"a memory_limit, or set hosts.0.memory={format_bytes(2 * most)}"
+        )
+
+
+def _check_limited(scenario: Scenario, path: str, vm: Vm) -> None:
+    faults = (
+        (scenario.hosts[0].swap is None, "a guest with a memory_limit needs hosts.0.swap: give it device and size"),
+        (vm.fork_of, f"the lab forks no guest with a memory_limit; remove {path}.memory_limit"),
+        (vm.start, f"the lab's guests with a memory_limit start at once; remove {path}.start"),
+        (vm.every, f"the lab's guests with a memory_limit start at once; remove {path}.every"),
+        (vm.vcpus > 1, f"the lab's guests have one processor; set {path}.vcpus=1"),
+        (vm.load, f"the lab's guests compute nothing; set {path}.load=0%"),
+    )
+    for fault, message in faults:
+        if fault:
+            raise UserError(f"{scenario.name}: {message}")
 
 
 def _pattern(scenario: Scenario) -> Pattern:
@@ -213,6 +283,7 @@ def _result(scenario: Scenario, plan: Workload, recording: Recording, took: Mapp
         manifest,
         summary,
         [expectation.check(summary) for expectation in asked],
+        recording.samples,
         recording.scans[["proven", "stolen_ns"]],
         recording.deeds,
         recording.visited,
@@ -258,6 +329,9 @@ def _guest_row(scenario: Scenario, guest: Assignment, farewell: Farewell) -> Map
         "memory_bytes": guest.vm.memory,
         "touched_bytes": farewell.touched_pages * PAGE_BYTES,
         "pages_written": farewell.written_pages,
+        "swapped_bytes": farewell.swapped_pages * PAGE_BYTES,
+        "stall_s": farewell.stalled_ns / SECOND,
+        "progress_percent": 100 * farewell.progress,
         **farewell.ksm_stat,
     }
 
@@ -326,10 +400,26 @@ class _Tape(Scanner):
             rate = float(self.m.rates[kind, WRITES]) * SECOND
             yield Rate(names[life.index], np.flatnonzero(life.accesses == kind), rate, seed, self._choices(kind))
         for life in self.lives.values():
+            yield from self._reads(life, names[life.index], draw)
             if life.level != 1.0:
                 yield Level(life.start, names[life.index], life.level)
         for time_ns, guest, level in self._noted_levels:
             yield Level(time_ns, names[guest], level)
+
+    def _reads(self, life: _Life, name: str, draw: int) -> Iterator[Reads | Loop]:
+        """A guest's reads, at random and in loops."""
+        random = []
+        loops = set()
+        for kind in np.unique(life.accesses):
+            rates = self.m.rates[kind]
+            if rates[READS]:
+                random.append((np.flatnonzero(life.accesses == kind), float(rates[READS]) * SECOND))
+            if rates[PERIOD]:
+                loops.add((int(rates[LOOP_FIRST]), int(rates[LOOP_PAGES]), int(rates[PERIOD])))
+        if random:
+            yield Reads(name, random, draw * _DRAWS + life.index)
+        for first, count, period_ns in sorted(loops):
+            yield Loop(name, first, count, period_ns)
 
     def _choices(self, kind: int) -> Keys:
         """What a class of random writes leaves; none for contents that nobody else has."""
