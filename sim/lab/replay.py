@@ -83,7 +83,7 @@ ksmd's time was for.
 class Replay:
     """What the kernel did with a scenario, in the form of `sim.run.Result`; figures it does not tell are NaN.
 
-    `readings` has all that was read at each sample, under the kernel's names.
+    `readings` has all that was read at each sample, under the kernel's names; `farewells` the guests' last words.
 
     `evidence` has two columns for each row of `scans`: `proven`, the row was read whole before ksmd could move on, and
     `stolen_ns`, time for which the hypervisor took ksmd's core away. `deeds` says when guests did what was planned,
@@ -99,6 +99,7 @@ class Replay:
     summary: Summary
     verdicts: Sequence[Verdict]
     readings: pd.DataFrame
+    farewells: Mapping[str, Farewell]
     evidence: pd.DataFrame
     deeds: pd.DataFrame
     visited: Sequence[int]
@@ -169,8 +170,8 @@ def observe(scenario: Scenario, observer: type[Observer]) -> Observer:
     return cast(Observer, scanner)
 
 
-def first_host(scenario: Scenario, observer: type[Scanner]) -> Machine:
-    """The first host of a scenario, with an observer as its scanner."""
+def first_host(scenario: Scenario, observer: type[Scanner] | None = None) -> Machine:
+    """The first host of a scenario, with an observer as its scanner unless it has none."""
     host, name = scenario.host_names()[0]
     return Machine(
         host,
@@ -284,6 +285,7 @@ def _result(scenario: Scenario, plan: Workload, recording: Recording, took: Mapp
         summary,
         [expectation.check(summary) for expectation in asked],
         recording.samples,
+        recording.farewells,
         recording.scans[["proven", "stolen_ns"]],
         recording.deeds,
         recording.visited,
