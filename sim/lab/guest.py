@@ -30,7 +30,7 @@ from numpy.random import default_rng
 from sim.errors import MachineError
 from sim.lab.machine import TOKEN_VARIABLE
 
-Pattern = Literal["early", "late", "random"]
+Pattern = Literal["early", "late", "random", "packed"]
 Advice = Literal["MERGEABLE", "UNMERGEABLE", "DONTNEED"]
 Keys = npt.NDArray[np.uint64]
 Pages = npt.NDArray[np.int64]
@@ -38,6 +38,8 @@ Pages = npt.NDArray[np.int64]
 PAGE_BYTES: Final = 4096
 HUGE_BYTES: Final = 2 << 20
 _WORDS: Final = PAGE_BYTES // 8
+PACKED: Final = np.uint64(1023)
+"""Bits of a key that say, under the pattern `packed`, how many words of the page are random."""
 _CHUNK_PAGES: Final = 256
 _LIMITED_CHUNK_PAGES: Final = 16
 """The same where memory is limited: what is rendered counts against the limit until it is written."""
@@ -115,11 +117,17 @@ def render(keys: Keys, pattern: Pattern) -> Keys:
     """The contents of pages with these keys, as 64-bit words, shape (pages, 512).
 
     Equal keys give equal bytes, different keys different bytes, and key 0 is the zero page.
-    Pages differ in their first 8 bytes (`early`), only in their last 8 (`late`), or everywhere (`random`).
+    Pages differ in their first 8 bytes (`early`), only in their last 8 (`late`), or everywhere (`random`); those that
+    are `packed` differ in as many words as the key says, and are zeros behind them (one word all over if that is 0).
     """
     counter = np.arange(1, _WORDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     if pattern == "random":
         words = mix(keys[:, None] + counter)
+    elif pattern == "packed":
+        sizes = keys & PACKED
+        words = mix(keys[:, None] + counter)
+        words[np.arange(_WORDS) >= sizes[:, None]] = 0
+        words[sizes == 0] = keys[sizes == 0, None]
     else:
         words = np.tile(mix(counter), (len(keys), 1))
         words[:, 0 if pattern == "early" else -1] = keys
@@ -374,6 +382,7 @@ class _Writer:
         self._arrivals = _Arrivals([(pages, per_second)], self._generator, after_ns)
         self._seed = np.uint64(seed << 32)
         self._choices = choices
+        self.chooses = bool(len(choices))
         self._count = 0
         self.next_ns = self._arrivals.next_ns
 
@@ -383,7 +392,7 @@ class _Writer:
             yield pages, self._keys(len(pages))
 
     def _keys(self, count: int) -> Keys:
-        if len(self._choices):
+        if self.chooses:
             return self._generator.choice(self._choices, count)
         first = self._count + 1
         self._count += count
@@ -466,6 +475,7 @@ class _Guest:
             self._area.madvise(mmap.MADV_HUGEPAGE, self._offset, size)
         words = np.frombuffer(self._area, np.uint64, pages * _WORDS, self._offset)
         self._words = words.reshape(pages, _WORDS)
+        self._packed = np.zeros(pages, np.uint16)
         if self._limited:
             ctypes.CDLL(None).munlock(ctypes.c_void_p(words.ctypes.data), ctypes.c_size_t(words.nbytes))
 
@@ -490,6 +500,7 @@ class _Guest:
         for at in range(0, len(pages), self._chunk_pages):
             part = slice(at, at + self._chunk_pages)
             self._store(pages[part], render(keys[part], self._pattern))
+        self._packed[pages] = keys & PACKED
         self._written_pages += len(pages)
 
     def _store(self, pages: Pages, words: Keys) -> None:
@@ -623,7 +634,8 @@ class _Guest:
                 self._reads += len(pages)
         for writer in self._writers:
             for pages, keys in writer.due(active_ns):
-                self.write(pages, keys)
+                fresh = self._pattern == "packed" and not writer.chooses
+                self.write(pages, keys & ~PACKED | self._packed[pages] if fresh else keys)
 
     def _idle_s(self) -> float | None:
         """How long the guest may sleep, in s; None when nothing is planned."""
