@@ -48,7 +48,7 @@ PLACES: Final = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
 )
 """Where control groups that limit memory are made, version 1 and 2, with the files of limit and use."""
-_UNIFIED: Final = Path("/sys/fs/cgroup/unified")
+UNIFIED: Final = Path("/sys/fs/cgroup/unified")
 """Where version 2 is beside version 1: it tells the stalls of a group."""
 _SYSCTL: Final = Path("/proc/sys/vm")
 _FIRST: Final = "32767"
@@ -138,9 +138,9 @@ def swapped_to(file: str) -> Iterator[None]:
 @contextlib.contextmanager
 def groups(guests: int, token: str) -> Iterator[Groups]:
     """Make a control group for each guest, numbered from 0. Only inside `exclusive`."""
-    place, limit, usage = _place()
-    beside = _UNIFIED if (_UNIFIED / "cgroup.controllers").exists() else None
-    homes = [root / f"overcommit-{token}" for root in (place, beside) if root]
+    root, limit, usage = place()
+    beside = UNIFIED if (UNIFIED / "cgroup.controllers").exists() else None
+    homes = [each / f"overcommit-{token}" for each in (root, beside) if each]
     stalls = homes[-1] / "memory.pressure"
     with contextlib.ExitStack() as stack:
         for home in homes:
@@ -155,8 +155,8 @@ def groups(guests: int, token: str) -> Iterator[Groups]:
 @contextlib.contextmanager
 def limited_group(token: str, limit_bytes: int) -> Iterator[Path]:
     """A single control group with a limit. Only inside `exclusive`."""
-    place, limit, _ = _place()
-    with _group(place / f"overcommit-{token}") as group:
+    root, limit, _ = place()
+    with _group(root / f"overcommit-{token}") as group:
         (group / limit).write_text(str(limit_bytes))
         yield group
 
@@ -244,7 +244,8 @@ def _group(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def _place() -> tuple[Path, str, str]:
+def place() -> tuple[Path, str, str]:
+    """The folder in which control groups that limit memory are made, and the files of limit and use."""
     for folder, limit, usage in PLACES:
         controllers = folder / "cgroup.subtree_control"
         if (folder / limit).exists() or (controllers.exists() and "memory" in controllers.read_text().split()):
