@@ -1,7 +1,7 @@
 """Guests with limited memory on this kernel: what they hold, what zram makes of it, and what is left behind."""
 
+import mmap
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from sim.errors import MachineError
 from sim.lab import swapping
@@ -30,16 +31,14 @@ duration: {duration}
 hosts: [{{memory: 1GiB, ksm: {{run: 0}}, swap: {{device: {device}, size: 256MiB}}, watermarks: {{page_cluster: 1}}}}]
 vms:
   - name: guest
-    memory: 48MiB
-    memory_limit: 24MiB
-    image: {{parts: [{{name: heap, size: 100%, reads: {{rate: 1/s}}, writes: {{rate: 0.2/s}}}}]}}
+    memory: 96MiB
+    memory_limit: 64MiB
+    image: {{parts: [{{name: heap, size: 100%, reads: {{rate: 0.4/s}}, writes: {{rate: 0.1/s}}}}]}}
 """
 
 
 def short(device: str, duration: str = "3s") -> Scenario:
     """A guest of twice its limit."""
-    import yaml
-
     return parse(yaml.safe_load(SCENARIO.format(device=device, duration=duration)))
 
 
@@ -70,20 +69,17 @@ def test_a_guest_holds_what_its_limit_allows_and_does_the_rest_later(device: str
 
     assert left_behind() == before
     [end] = run.farewells.values()
-    assert end.touched_pages == (48 << 20) // PAGE_BYTES
-    assert end.touched_pages - end.swapped_pages == pytest.approx((24 << 20) // PAGE_BYTES, abs=100)
+    assert end.touched_pages == (96 << 20) // PAGE_BYTES
+    assert end.touched_pages - end.swapped_pages == pytest.approx((64 << 20) // PAGE_BYTES, abs=100)
     last = run.readings.iloc[-1]
     assert last["pswpin"] > 1000
     assert last["psi_some_ns"] < end.stalled_ns * 1.05 < 3.2e9
     accesses = end.reads + end.written_pages
-    assert accesses == pytest.approx(3 * 1.2 * end.touched_pages * end.progress, rel=0.05)
+    assert accesses == pytest.approx(3 * 0.5 * end.touched_pages * end.progress, rel=0.05)
     assert 0.02 < end.progress < 0.99
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_under_pressure_leaves_nothing_behind_however_it_ends(
-    number: signal.Signals, device: str, tmp_path: Path
-) -> None:
+def test_a_killed_run_under_pressure_is_healed(device: str, tmp_path: Path) -> None:
     before = left_behind()
     file = tmp_path / "short.yaml"
     file.write_text(SCENARIO.format(device=device, duration="1min"))
@@ -94,20 +90,16 @@ def test_a_run_under_pressure_leaves_nothing_behind_however_it_ends(
                 time.sleep(0.05)
             time.sleep(1)
             assert process.poll() is None
-            process.send_signal(number)
-            process.wait(30)
         finally:
             process.kill()
 
-    if number == signal.SIGKILL:
-        assert left_behind() != before
-        assert restore()
+    assert left_behind() != before
+    assert restore()
     assert left_behind() == before
     assert not STATE.exists()
 
 
-@pytest.mark.parametrize("image", ["nginx-a", "pg-a"])
-@pytest.mark.parametrize("algorithm", ["lz4", "lzo-rle"])
+@pytest.mark.parametrize(("image", "algorithm"), [("pg-a", "lz4"), ("nginx-a", "lzo-rle")])
 def test_zram_takes_the_memory_that_a_captured_guest_is_said_to_take(image: str, algorithm: str) -> None:
     """Pages of the captured guest's sizes, written to zram one after the other."""
     swap = {"device": "zram", "size": "1GiB", "algorithm": algorithm}
@@ -128,8 +120,6 @@ def test_zram_takes_the_memory_that_a_captured_guest_is_said_to_take(image: str,
 
 def _in_zram(algorithm: str, keys: np.ndarray) -> tuple[int, int]:
     """mem_used_total and compr_data_size of zram after pages of these keys were written."""
-    import mmap
-
     with zram_device() as number:
         folder = Path(f"/sys/block/zram{number}")
         (folder / "comp_algorithm").write_text(algorithm)
