@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sim import document, report, results
 from sim.cli import main
 from sim.errors import UserError
-from sim.lab import fidelity
+from sim.lab import fidelity, pressure
 from sim.lab.compare import (
     COUNTERS,
     SLACK,
@@ -34,10 +34,12 @@ from sim.lab.compare import (
     read_recording,
     write_recording,
 )
-from sim.lab.guest import _Writer
-from sim.lab.record import Disturbance, Level, Rate, Setting
+from sim.lab.guest import PACKED, _Arrivals, _Clock, _Loop, _Writer, mix, render
+from sim.lab.pressure import REQUIRED, PressureTrial
+from sim.lab.record import Disturbance, Level, Loop, Rate, Reads, Setting
 from sim.lab.recordings import about, kept
 from sim.lab.replay import workload
+from sim.lab.swapping import Swapping
 from sim.lab.trial import Busy, disturbances, is_static, judge, moments_s, simulate, visited
 from sim.results import partial, summarise
 from sim.run import run
@@ -197,6 +199,47 @@ def test_a_recording_is_read_back_as_it_was(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(found, kernel[found.columns], check_dtype=False)
 
 
+# --- pressure ----------------------------------------------------------------------------------------------------
+
+
+def samples(stall_s: float = 2.0, progress: float = 80.0, **ends: float) -> pd.DataFrame:
+    """Made-up samples of a run that began when 500 of everything had been counted."""
+    columns = {name: 500 + np.linspace(0, ends.get(name, 1000.0), 11) for name in (*REQUIRED, "swap_used_bytes")}
+    return pd.DataFrame({"time_s": np.arange(11.0), **columns}).assign(stall_s=stall_s, progress_percent=progress)
+
+
+@given(st.sampled_from([name for name in REQUIRED if name != "mem_pool_bytes"]), st.floats(0.3, 3))
+def test_what_a_run_swaps_and_waits_must_be_near_the_kernels_mean(name: str, ratio: float) -> None:
+    found = pressure.compare([samples(**{name: 1000 * ratio})], [samples(), samples()])
+
+    assert found.figures[name].error == pytest.approx(ratio - 1)
+    assert bool(found.faults()) == (abs(ratio - 1) > REQUIRED[name])
+    assert all(name in fault for fault in found.faults())
+
+
+def test_a_run_may_also_lie_in_the_kernels_own_spread() -> None:
+    kernel = [samples(pswpin=600), samples(pswpin=1400)]
+
+    assert pressure.compare([samples(pswpin=1390)], kernel).faults() == []
+    assert pressure.compare([samples(pswpin=1410)], kernel).faults() != []
+
+
+def test_figures_that_only_one_side_has_are_left_out() -> None:
+    found = pressure.compare([samples()], [samples().drop(columns="mem_pool_bytes")])
+
+    assert "mem_pool_bytes" not in found.figures
+    assert "pswpin" in found.figures
+
+
+def test_runs_under_pressure_are_read_back_as_they_were(tmp_path: Path) -> None:
+    trial = PressureTrial(scenario(), [], [samples(), samples(pswpin=7)], pressure.Pressure({}))
+
+    trial.write_recording(tmp_path / "kept.csv.gz")
+
+    for kernel, found in zip(trial.measured, pressure.read_recording(tmp_path / "kept.csv.gz"), strict=True):
+        pd.testing.assert_frame_equal(found.reset_index(drop=True), kernel)
+
+
 # --- trials ------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +288,7 @@ def test_a_disturbed_run_is_known_by_its_own_evidence() -> None:
 # --- what the lab's guests do ------------------------------------------------------------------------------------
 
 
-def written(writer: _Writer, until_ns: int) -> tuple[int, set[int]]:
+def written(writer: _Writer, until_ns: float) -> tuple[int, set[int]]:
     """How many writes are due by then, and their keys."""
     keys = np.concatenate([np.empty(0, np.uint64), *(keys for _, keys in writer.due(until_ns))])
     return len(keys), {int(key) for key in keys}
@@ -253,24 +296,79 @@ def written(writer: _Writer, until_ns: int) -> tuple[int, set[int]]:
 
 @given(st.floats(0.1, 5), st.integers(0, 1000))
 def test_a_level_scales_random_writes(level: float, seed: int) -> None:
-    writer = _Writer(np.arange(100), 50.0, seed, np.empty(0, np.uint64), start_ns=0, level=level)
+    clock = _Clock(0, level)
+    writer = _Writer(np.arange(100), 50.0, seed, np.empty(0, np.uint64))
 
-    count, keys = written(writer, 1000 * MS)
+    count, keys = written(writer, clock.read(1000 * MS))
     assert count == pytest.approx(5000 * level, abs=6 * np.sqrt(5000 * level))
     assert len(keys) == count
 
-    writer.set_level(0.0, 1000 * MS)
-    assert written(writer, 2000 * MS)[0] == 0
-    assert writer.next_ns() == np.inf
+    clock.set_level(0.0, 1000 * MS)
+    assert written(writer, clock.read(2000 * MS))[0] == 0
+    assert clock.real_ns(writer.next_ns()) == np.inf
 
-    writer.set_level(2.0, 2000 * MS)
-    assert written(writer, 3000 * MS)[0] == pytest.approx(10_000, abs=600)
+    clock.set_level(2.0, 2000 * MS)
+    assert written(writer, clock.read(3000 * MS))[0] == pytest.approx(10_000, abs=600)
+
+
+@given(st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 500), st.sampled_from([0.0, 0.5, 3.0])), max_size=20))
+def test_a_guest_that_waits_does_the_same_later(steps: list[tuple[int, int, float]]) -> None:
+    """Its clock shows what it worked: the time at each level, without the stalls; progress is the share of that."""
+    clock, now, worked, lost, level = _Clock(0), 0, 0.0, 0.0, 1.0
+    for work_ns, stall_ns, after in steps:
+        now += work_ns + stall_ns
+        clock.stand(stall_ns)
+        worked, lost = worked + work_ns * level, lost + stall_ns * level
+        assert clock.read(now) == pytest.approx(worked)
+        assert clock.progress(now) == pytest.approx(worked / (worked + lost) if lost else 1.0)
+        clock.set_level(after, now)
+        level = after
 
 
 def test_a_write_may_leave_one_of_some_contents() -> None:
-    writer = _Writer(np.arange(10), 100.0, 1, np.array([3, 4], np.uint64), start_ns=0)
+    writer = _Writer(np.arange(10), 100.0, 1, np.array([3, 4], np.uint64))
 
     assert written(writer, 1000 * MS)[1] == {3, 4}
+
+
+@given(st.integers(0, 1000))
+def test_pages_of_each_class_are_read_as_often_as_it_says(seed: int) -> None:
+    classes = [(np.arange(50), 100.0), (np.arange(50, 200), 4.0), (np.arange(200, 210), 40.0)]
+    arrivals = _Arrivals(classes, np.random.default_rng(seed), after_ns=0.0)
+
+    pages = np.concatenate([*arrivals.due(1000 * MS)])
+
+    counts = np.bincount(pages, minlength=210)
+    for where, per_second in classes:
+        expected = per_second * len(where)
+        assert counts[where].sum() == pytest.approx(expected, abs=6 * np.sqrt(expected))
+    assert arrivals.next_ns() > 1000 * MS
+
+
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=30), st.integers(1, 50), st.integers(50, 500))
+def test_a_loop_reads_pages_in_order_whenever_it_is_asked(gaps: list[int], pages: int, period: int) -> None:
+    loop, now, read = _Loop(7, pages, period, after_ns=0.0), 0, []
+    for gap in gaps:
+        now += gap
+        read += [page for batch in loop.due(now) for page in batch.tolist()]
+
+    assert read == [7 + number % pages for number in range(len(read))]
+    assert len(read) == int(now // (period / pages)) + 1
+    assert loop.next_ns() >= now
+
+
+@given(st.integers(0, 1 << 40), st.integers(0, 512))
+def test_pages_are_packed_as_their_keys_say(number: int, words: int) -> None:
+    keys = (mix(np.array([number, number + 1], np.uint64)) & ~PACKED) | np.uint64(words)
+
+    first, second = render(keys, "packed")
+
+    assert not np.array_equal(first, second)
+    if words:
+        assert np.count_nonzero(first) == words
+        assert np.all(first[words:] == 0)
+    else:
+        assert np.all(first == keys[0])
 
 
 def test_activity_and_what_writes_leave_reach_the_labs_guests() -> None:
@@ -286,6 +384,45 @@ def test_activity_and_what_writes_leave_reach_the_labs_guests() -> None:
     assert levels == [(0, 0.5), (500, 2), (1000, 0), (1500, 0.5), (2000, 2)]
     assert sorted(choices) == [0, 1, 205]
     assert sorted(rates) == [1, 2]
+
+
+SHORT = {
+    "memory_limit": "2MiB",
+    "image": {
+        "parts": [
+            {"name": "os", "size": "25%", "pool": "os", "reads": {"rate": "2/s", "hot": "25%", "hot_reads": "75%"}},
+            {"name": "table", "size": "50%", "reads": {"rate": "0.5/s", "order": "loop"}},
+            {"name": "heap", "size": "25%", "writes": {"rate": "1/s"}, "reads": {"rate": "1/s"}},
+        ]
+    },
+}
+ZRAM = {"device": "zram", "size": "64MiB", "algorithm": "lz4"}
+
+
+def test_reads_limits_and_swap_reach_the_labs_guests() -> None:
+    asked = scenario(vm=SHORT, swap=ZRAM, watermarks={"page_cluster": 0, "swappiness": 100})
+
+    plan = workload(asked)
+
+    assert plan.swapping == Swapping(64 << 20, "lz4", page_cluster=0, swappiness=100)
+    assert [guest.memory_limit for guest in plan.guests] == [2 << 20] * 2
+    [reads] = [each for each in plan.actions if isinstance(each, Reads) and each.guest == "guest-1"]
+    assert {(len(pages), round(rate, 3)) for pages, rate in reads.classes} == {(64, 6), (192, 0.667), (256, 1)}
+    assert [each for each in plan.actions if isinstance(each, Loop) and each.guest == "guest-0"] == [
+        Loop("guest-0", 256, 512, 2_000_000_000)
+    ]
+
+
+def test_equal_pages_are_equal_and_compress_as_the_scenario_says() -> None:
+    first, second = workload(scenario(vm=SHORT, swap=ZRAM)).guests
+
+    assert np.array_equal(first.keys[:256], second.keys[:256])
+    assert not set(first.keys[256:]) & set(second.keys[256:])
+    words = (first.keys & PACKED).astype(int)
+    assert 0.3 * 512 < words.mean() < 0.6 * 512
+    part = {"name": "heap", "size": "100%", "compresses_to": "25%"}
+    [small, _] = workload(scenario(vm={"memory_limit": "2MiB"}, parts=[part], swap=ZRAM)).guests
+    assert set(small.keys & PACKED) == {124}  # 1024 bytes under LZ4, of which 27 and 0.3 % are not the words themselves
 
 
 def test_a_simulated_fork_writes_as_its_parent_does() -> None:
@@ -371,11 +508,32 @@ def test_a_result_without_them_is_kept_and_read_back_and_has_a_report(tmp_path: 
         ({"count": 2}, "keep one entry of hosts, with count 1"),
         ({"numa_nodes": 2}, "set hosts.0.numa_nodes=1"),
         ({"kernel": "5.10"}, "set hosts.0.kernel="),
+        ({"swap": {"device": "nvme", "size": "1GiB"}}, "set hosts.0.swap.device to one of them"),
+        ({"swap": {"device": "file", "size": "1GiB", "bandwidth": "1MiB"}}, "remove hosts.0.swap.bandwidth"),
+        ({"swap": ZRAM, "memory": "7MiB"}, "give each of vms a memory_limit, or set hosts.0.memory=16MiB"),
     ],
 )
 def test_the_lab_refuses_what_it_cannot_replay_with_a_remedy(host: Mapping[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         workload(scenario(**host))
+
+
+@pytest.mark.parametrize(
+    ("host", "vm", "message"),
+    [
+        ({}, {}, "needs hosts.0.swap"),
+        ({"swap": {"device": "zram", "size": "3MiB"}}, {}, "set hosts.0.swap.size=4MiB"),
+        ({"swap": ZRAM}, {"start": "1s"}, "remove vms.0.start"),
+        ({"swap": ZRAM}, {"every": "1s"}, "remove vms.0.every"),
+        ({"swap": ZRAM}, {"vcpus": 2}, "set vms.0.vcpus=1"),
+        ({"swap": ZRAM}, {"load": "10%"}, "set vms.0.load=0%"),
+    ],
+)
+def test_limited_guests_that_the_lab_cannot_run_are_refused(
+    host: Mapping[str, Any], vm: Mapping[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        workload(scenario(vm={"memory_limit": "2MiB", **vm}, **host))
 
 
 @pytest.fixture

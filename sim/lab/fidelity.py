@@ -18,30 +18,28 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from sim.columns import KSM_COUNTERS, VMSTAT_COUNTERS
 from sim.errors import UserError
+from sim.lab import pressure_page
 from sim.lab.compare import COUNTERS, CPU, SLACK, TIME, Comparison, Scans
 from sim.lab.compare import Figure as Amount
+from sim.lab.pictures import KERNEL_LINE, WIDTH, light, save
+from sim.lab.pressure import Pressure, PressureTrial
 from sim.lab.trial import Trial
-from sim.report.style import COLOURS, RC
+from sim.report.style import RC
 from sim.report.words import amount
 from sim.results.store import explained
 
 _UNITS: Final = {column.name: column.unit for column in (*KSM_COUNTERS, *VMSTAT_COUNTERS)}
-_DPI: Final = 100
-_WIDTH: Final = 10.0
 _CASE_COLUMNS: Final = 4
 _CASE_COUNTERS: Final = {"pages_sharing": "saved", "pages_unshared": "private", "pages_volatile": "volatile"}
-_KERNEL_LINE: Final[dict[str, Any]] = {
-    "color": COLOURS["muted"].light,
-    "alpha": 0.3,
-    "linewidth": 4.5,
-    "solid_capstyle": "butt",
-}
 _PLACE: Final = re.compile(r"(?<=<!-- begin cases -->\n).*?(?=<!-- end cases -->)", re.DOTALL)
 _NEW_PAGE: Final = "# Fidelity\n\n<!-- begin cases -->\n<!-- end cases -->\n"
 
 
-def rows(comparison: Comparison) -> Iterator[Sequence[str]]:
+def rows(comparison: Comparison | Pressure) -> Iterator[Sequence[str]]:
     """The comparison as lines of a table, under a head."""
+    if isinstance(comparison, Pressure):
+        yield from pressure_page.rows(comparison)
+        return
     yield "figure", "simulated", "kernel", "largest error", "kernel's spread"
     for name, row in comparison.counters.iterrows():
         if row[["simulated", "highest", "error", "spread"]].any():
@@ -53,8 +51,10 @@ def rows(comparison: Comparison) -> Iterator[Sequence[str]]:
         yield title, cells[0], _span(cells[1], cells[2]), f"{figure.error:+.1%}", f"{figure.spread:.1%}"
 
 
-def heading(trial: Trial) -> str:
+def heading(trial: Trial | PressureTrial) -> str:
     """What was compared, in a sentence or two."""
+    if isinstance(trial, PressureTrial):
+        return pressure_page.heading(trial)
     comparison, runs = trial.comparison, len(trial.measured)
     rule = (
         "every counter must be the kernel's"
@@ -70,33 +70,38 @@ def heading(trial: Trial) -> str:
     )
 
 
-def verdict(comparison: Comparison) -> str:
+def verdict(comparison: Comparison | Pressure) -> str:
     """Whether simulator and kernel agree, in a few words."""
+    if isinstance(comparison, Pressure):
+        return pressure_page.verdict(comparison)
     if faults := comparison.counter_faults():
         return f"differs: {'; '.join([*faults, *comparison.figure_faults()])}"
     return "; ".join(["exact" if comparison.exact else "inside", *comparison.figure_faults()])
 
 
-def draw(trial: Trial, file: Path) -> None:
-    """Draw every counter that moves, and ksmd's CPU time, over time: the kernel's runs, and the simulator on top."""
+def draw(trial: Trial | PressureTrial, file: Path) -> None:
+    """Draw what moved over time: the kernel's runs, and the simulator on top."""
+    if isinstance(trial, PressureTrial):
+        pressure_page.draw(trial, file)
+        return
     moving = [name for name in COUNTERS if any(runs[name].any() for runs in (*trial.measured, trial.simulated[0]))]
     panels = [*moving, "ksmd_cpu_ns"]
     lines = math.ceil(len(panels) / 2)
     with mpl.rc_context(RC):
-        canvas = Figure(figsize=(_WIDTH, 1.2 + 2.0 * lines), layout="constrained")
+        canvas = Figure(figsize=(WIDTH, 1.2 + 2.0 * lines), layout="constrained")
         axes = list(canvas.subplots(lines, 2, squeeze=False, sharex=True).flat)
         for name, ax in zip(panels, axes, strict=False):
             _counter(trial, name, ax)
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
-        canvas.supxlabel("time (s)", fontsize=9.5, color=_light("muted"))
+        canvas.supxlabel("time (s)", fontsize=9.5, color=light("muted"))
         axes[0].legend(loc="best", frameon=False)
         runs = f"{len(trial.measured)} runs" if len(trial.measured) > 1 else "one run"
         canvas.suptitle(f"{trial.scenario.name}: {runs} of the kernel, and the simulator", x=0.01, ha="left")
-        _save(canvas, file)
+        save(canvas, file)
 
 
-def write(trials: Sequence[Trial], about: str, file: Path) -> None:
+def write(trials: Sequence[Trial | PressureTrial], about: str, file: Path) -> None:
     """Write the page of all trials and its pictures; in a page that is there only the generated part is replaced.
 
     *about* says what kernel they ran on. Raises UserError where the file cannot be written or has no such part.
@@ -107,13 +112,34 @@ def write(trials: Sequence[Trial], about: str, file: Path) -> None:
         if not _PLACE.search(text):
             raise UserError(f"{file}: has no part between <!-- begin cases --> and <!-- end cases -->; add these lines")
         file.write_text(_PLACE.sub(lambda _: page(trials, about, file.stem), text, count=1))
+        scanned, pressed = _kinds(trials)
         with mpl.rc_context(RC):
-            _save(_overview(trials), file.with_name(f"{file.stem}-overview.png"))
-            _save(_cases(trials), file.with_name(f"{file.stem}-cases.png"))
+            if scanned:
+                save(_overview(scanned), file.with_name(f"{file.stem}-overview.png"))
+                save(_cases(scanned), file.with_name(f"{file.stem}-cases.png"))
+            if pressed:
+                save(pressure_page.picture(pressed), file.with_name(f"{file.stem}-pressure.png"))
 
 
-def page(trials: Sequence[Trial], about: str, stem: str) -> str:
+def page(trials: Sequence[Trial | PressureTrial], about: str, stem: str) -> str:
     """The generated part of the page."""
+    scanned, pressed = _kinds(trials)
+    parts = [f"{len(trials)} cases on {about}."]
+    if scanned:
+        parts.append(_section(scanned, stem))
+    if pressed:
+        parts.append(pressure_page.section(pressed, stem))
+    return "\n\n".join(parts) + "\n"
+
+
+def _kinds(trials: Sequence[Trial | PressureTrial]) -> tuple[list[Trial], list[PressureTrial]]:
+    """Trials compared at full scans, and those under pressure."""
+    scanned = [trial for trial in trials if isinstance(trial, Trial)]
+    return scanned, [trial for trial in trials if isinstance(trial, PressureTrial)]
+
+
+def _section(trials: Sequence[Trial], stem: str) -> str:
+    """The part of the page about KSM."""
     exact = [trial.comparison for trial in trials if trial.comparison.exact]
     changing = [trial.comparison for trial in trials if not trial.comparison.exact]
     agreeing = sum(not each.counter_faults() for each in exact), sum(not each.counter_faults() for each in changing)
@@ -121,7 +147,7 @@ def page(trials: Sequence[Trial], about: str, stem: str) -> str:
     cpu = np.array([abs(trial.comparison.cpu.error) for trial in trials])
     time = np.array([abs(trial.comparison.time.error) for trial in trials])
     blocks = [
-        f"{len(trials)} cases on {about}, {scans:,} full scans.\n"
+        f"{len(trials)} cases are compared at every full scan, {scans:,} scans in all.\n"
         f"- **Static memory:** {agreeing[0]} of {len(exact)} cases have every counter of every full scan exactly.\n"
         f"- **Changing memory:** {agreeing[1]} of {len(changing)} cases stay inside the spread of the kernel's own "
         f"runs and {SLACK:.0%} of the pages.\n"
@@ -133,7 +159,7 @@ def page(trials: Sequence[Trial], about: str, stem: str) -> str:
         f"![Simulator and kernel, case by case]({stem}-cases.png)",
         _table(trials),
     ]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(blocks)
 
 
 def _agreeing(trials: Sequence[Trial], figure: Literal["time", "cpu"]) -> int:
@@ -188,10 +214,10 @@ def _counter(trial: Trial, name: str, ax: Axes) -> None:
     """One counter over time: the kernel's runs wide and grey, the simulator thin on top."""
     scale = 1e-6 if name == "ksmd_cpu_ns" else 1.0
     for number, run in enumerate(trial.measured):
-        _plot(ax, run, run[name] * scale, **_KERNEL_LINE, label="kernel" if not number else None)
+        _plot(ax, run, run[name] * scale, **KERNEL_LINE, label="kernel" if not number else None)
     for number, run in enumerate(trial.simulated):
         label = "simulator" if not number else None
-        _plot(ax, run, run[name] * scale, color=_light("private"), linewidth=1.1, marker=".", markersize=3, label=label)
+        _plot(ax, run, run[name] * scale, color=light("private"), linewidth=1.1, marker=".", markersize=3, label=label)
     ax.set_title("ksmd's CPU time (ms)" if scale != 1.0 else name, fontsize=9.5)
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     ax.yaxis.set_major_locator(MaxNLocator(4))
@@ -204,7 +230,7 @@ def _plot(ax: Axes, run: Scans, values: pd.Series[Any], **style: Any) -> None:
 def _overview(trials: Sequence[Trial]) -> Figure:
     """Every case's errors as dots, beside the tolerances."""
     names = [trial.scenario.name for trial in trials]
-    canvas = Figure(figsize=(_WIDTH, 1.1 + 0.19 * len(names)), layout="constrained")
+    canvas = Figure(figsize=(WIDTH, 1.1 + 0.19 * len(names)), layout="constrained")
     counters, time, cpu = canvas.subplots(1, 3, sharey=True)
     fine = [not trial.comparison.counter_faults() for trial in trials]
     _dots(counters, names, [100 * trial.comparison.error for trial in trials], 100 * SLACK, fine)
@@ -223,9 +249,9 @@ def _overview(trials: Sequence[Trial]) -> Figure:
 
 
 def _dots(ax: Axes, names: Sequence[str], values: Sequence[float], allowed: float, fine: Sequence[bool]) -> None:
-    ax.axvspan(-allowed, allowed, color=_light("free"), zorder=0)
-    ax.axvline(0, color=_light("line"), linewidth=1, zorder=1)
-    colours = [_light("private") if each else _light("metadata") for each in fine]
+    ax.axvspan(-allowed, allowed, color=light("free"), zorder=0)
+    ax.axvline(0, color=light("line"), linewidth=1, zorder=1)
+    colours = [light("private") if each else light("metadata") for each in fine]
     ax.scatter(values, names, c=colours, s=16, zorder=3)
     widest = max(1.3 * allowed, 1.1 * max(map(abs, values)))
     ax.set_xlim(-widest, widest)
@@ -240,21 +266,21 @@ def _spreads(ax: Axes, figures: Sequence[Amount]) -> None:
         mean = figure.simulated / (1 + figure.error)
         if mean:
             ends = [100 * (end / mean - 1) for end in (figure.lowest, figure.highest)]
-            ax.plot(ends, [place, place], color=_light("muted"), linewidth=1.5, zorder=2)
+            ax.plot(ends, [place, place], color=light("muted"), linewidth=1.5, zorder=2)
 
 
 def _cases(trials: Sequence[Trial]) -> Figure:
     """Small multiples: the page counters of each case over time."""
     lines = math.ceil(len(trials) / _CASE_COLUMNS)
-    canvas = Figure(figsize=(_WIDTH, 0.9 + 1.35 * lines), layout="constrained")
+    canvas = Figure(figsize=(WIDTH, 0.9 + 1.35 * lines), layout="constrained")
     axes = list(canvas.subplots(lines, _CASE_COLUMNS, squeeze=False).flat)
     for trial, ax in zip(trials, axes, strict=False):
         case(trial, ax)
     for ax in axes[len(trials) :]:
         ax.set_visible(False)
-    handles = [Line2D([], [], color=_light(role), label=f"{name}, simulated") for name, role in _CASE_COUNTERS.items()]
-    handles.append(Line2D([], [], **_KERNEL_LINE, label="kernel"))
-    canvas.supxlabel("time (s)", fontsize=9.5, color=_light("muted"))
+    handles = [Line2D([], [], color=light(role), label=f"{name}, simulated") for name, role in _CASE_COUNTERS.items()]
+    handles.append(Line2D([], [], **KERNEL_LINE, label="kernel"))
+    canvas.supxlabel("time (s)", fontsize=9.5, color=light("muted"))
     canvas.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
     return canvas
 
@@ -263,20 +289,12 @@ def case(trial: Trial, ax: Axes) -> Axes:
     """Draw the page counters of a trial over time (s): the kernel's runs wide and grey, the simulator on top."""
     for name, role in _CASE_COUNTERS.items():
         for run in trial.measured:
-            _plot(ax, run, run[name], **_KERNEL_LINE)
+            _plot(ax, run, run[name], **KERNEL_LINE)
         for run in trial.simulated[:1]:
-            _plot(ax, run, run[name], color=_light(role), linewidth=1.2, zorder=3)
+            _plot(ax, run, run[name], color=light(role), linewidth=1.2, zorder=3)
     ax.set_title(trial.scenario.name, fontsize=8.5)
     ax.set_ylim(bottom=0)
     ax.tick_params(labelsize=7)
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     ax.yaxis.set_major_locator(MaxNLocator(3))
     return ax
-
-
-def _save(canvas: Figure, file: Path) -> None:
-    canvas.savefig(file, dpi=_DPI, metadata={"Software": None})
-
-
-def _light(role: str) -> str:
-    return COLOURS[role].light

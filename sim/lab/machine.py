@@ -115,7 +115,7 @@ class Ksm:
     def counters(self) -> dict[str, int]:
         """All KSM counters, those of `VMSTAT`, `ksmd_cpu_ns` and `stolen_ns`, read one after the other."""
         values = {name: int(os.pread(descriptor, 64, 0)) for name, descriptor in self._files.items()}
-        values |= self._vm_events(*VMSTAT)
+        values |= vm_events(*VMSTAT, descriptor=self._vmstat)
         values["ksmd_cpu_ns"] = self.ksmd_cpu_ns()
         values["stolen_ns"] = self.stolen_ns()
         return values
@@ -130,7 +130,7 @@ class Ksm:
 
     def interference(self) -> tuple[int, int]:
         """What disturbs ksmd, since boot: pages migrated, and time in ns for which it waited for a core."""
-        migrated = self._vm_events("pgmigrate_success")["pgmigrate_success"]
+        migrated = vm_events("pgmigrate_success", descriptor=self._vmstat)["pgmigrate_success"]
         return migrated, int(os.pread(self._schedstat, 64, 0).split()[1])
 
     def stolen_ns(self) -> int:
@@ -178,13 +178,19 @@ class Ksm:
         if pid is not None:
             os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
 
-    def _vm_events(self, *names: str) -> dict[str, int]:
-        """Lines of /proc/vmstat; 0 for what the kernel does not count."""
-        text = b""
-        while chunk := os.pread(self._vmstat, 1 << 16, len(text)):
-            text += chunk
-        rests = {name: text.partition(f"\n{name} ".encode())[2] for name in names}
-        return {name: int(rest.split(maxsplit=1)[0]) if rest else 0 for name, rest in rests.items()}
+
+def vm_events(*names: str, descriptor: int | None = None) -> dict[str, int]:
+    """Lines of /proc/vmstat; 0 for what the kernel does not count."""
+    text = b"\n" + (Path("/proc/vmstat").read_bytes() if descriptor is None else _read_whole(descriptor))
+    rests = {name: text.partition(f"\n{name} ".encode())[2] for name in names}
+    return {name: int(rest.split(maxsplit=1)[0]) if rest else 0 for name, rest in rests.items()}
+
+
+def _read_whole(descriptor: int) -> bytes:
+    text = b""
+    while chunk := os.pread(descriptor, 1 << 16, len(text)):
+        text += chunk
+    return text
 
 
 def check_abilities() -> None:

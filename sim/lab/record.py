@@ -1,4 +1,4 @@
-"""Recordings of the real KSM: a workload goes in, its counters over time and at every full scan come out."""
+"""Recordings of the real kernel: a workload goes in, its counters over time and at every full scan come out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sim.lab.guest import PAGE_BYTES, Act, Advice, Farewell, GuestProcess, GuestServer, Keys, Pages, Pattern
 from sim.lab.machine import VMSTAT, Ksm, exclusive
+from sim.lab.swapping import Area, Groups, Swapping, events, groups, swap_area
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _ITEM_BYTES: Final = 64
 _LEAD_NS: Final = 20_000_000
 _NAP_S: Final = 200e-6
+_LONG_NAP_S: Final = 2e-3
+"""The same where guests wait for their memory: watching takes their core from them."""
 _GUESTS_PRIORITY: Final = 1
 _WATCH_PRIORITY: Final = 2
 _NEVER_NS: Final = 1 << 62
@@ -47,6 +50,7 @@ class Guest:
     mergeable: bool = True
     fork_of: str | None = None
     huge_pages: bool = False
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +76,25 @@ class Rate:
     per_second: float
     seed: int
     choices: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
+
+
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """The pages of each class are read so many times a second each, at random, as long as the guest runs."""
+
+    guest: str
+    classes: Sequence[tuple[Pages, float]]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Pages from `first` on are read one after the other, and again and again, each once in `period_ns`."""
+
+    guest: str
+    first: int
+    count: int
+    period_ns: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +126,9 @@ class Setting:
     value: int | str
 
 
-Deed = Write | Rate | Level | Madvise
+Always = Rate | Reads | Loop | Level
+"""What has no moment of its own."""
+Deed = Write | Madvise | Always
 Action = Deed | Setting
 
 
@@ -111,7 +136,8 @@ Action = Deed | Setting
 class Workload:
     """What a run does: guests, what happens to them, and KSM's settings where they differ from the defaults.
 
-    The run ends after `duration_ns`, or with full scan number `until_scans` if that is earlier.
+    The run ends after `duration_ns`, or with full scan number `until_scans` if that is earlier. Guests with a
+    `memory_limit` need `swapping`.
     """
 
     guests: Sequence[Guest]
@@ -122,6 +148,7 @@ class Workload:
     pattern: Pattern = "random"
     until_scans: int | None = None
     thp: Mapping[str, int | str] = field(default_factory=dict)
+    swapping: Swapping | None = None
 
     def __post_init__(self) -> None:
         names = [guest.name for guest in self.guests]
@@ -178,7 +205,7 @@ class Recording:
 
 def moments_ns(workload: Workload) -> list[int]:
     """When something is planned to happen that one scan sees and the scan before does not, in order."""
-    times = [action.time_ns for action in workload.actions if not isinstance(action, Rate | Level)]
+    times = [action.time_ns for action in workload.actions if not isinstance(action, Always)]
     times += [moment for guest in workload.guests for moment in (guest.start_ns, guest.stop_ns) if moment]
     return sorted(times)
 
@@ -190,14 +217,19 @@ def record(workload: Workload, progress: Callable[[int], None] | None = None) ->
     """
     import pandas as pd
 
-    with exclusive(workload.memory_bytes()) as ksm, _apart(ksm), contextlib.closing(GuestServer(ksm.token)) as server:
+    with (
+        exclusive(workload.memory_bytes()) as ksm,
+        _apart(ksm),
+        _short_memory(workload, ksm.token) as short,
+        contextlib.closing(GuestServer(ksm.token)) as server,
+    ):
         ksm.reset(**{name: value for name, value in workload.ksm.items() if name != "run"})
         if workload.thp:
             ksm.set_thp(**workload.thp)
-        crew = _Crew(workload, server)
+        crew = _Crew(workload, server, short)
         start_ns = time.monotonic_ns() + _LEAD_NS
         crew.begin(start_ns)
-        watch = _Watch(ksm, workload, progress)
+        watch = _Watch(ksm, workload, short, progress)
         before = ksm.interference()
         watch.run(start_ns)
         migrated, waited = (now - then for now, then in zip(ksm.interference(), before, strict=True))
@@ -233,11 +265,44 @@ def _late_ns(deeds: pd.DataFrame) -> int:
     return round(1e9 * float(late_s.max(initial=0.0)))
 
 
+@dataclass
+class _Short:
+    """Where memory is short: the swap area, the guests' control groups, and what they told at the start."""
+
+    area: Area
+    groups: Groups
+    before: Mapping[str, float] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, float]:
+        """Events and stalls since `before` was set, and what is in use now."""
+        counts = self._counts()
+        totals = (name for name in counts if not name.startswith("psi") or name.endswith("_ns"))
+        return counts | {name: counts[name] - self.before[name] for name in totals} | self.area.figures()
+
+    def start(self) -> None:
+        """Count from now on."""
+        self.before = self._counts()
+
+    def _counts(self) -> dict[str, float]:
+        return {**events(), **self.groups.figures()}
+
+
+@contextlib.contextmanager
+def _short_memory(workload: Workload, token: str) -> Iterator[_Short | None]:
+    """What guests with limited memory need, until the end."""
+    if workload.swapping is None:
+        yield None
+        return
+    with swap_area(workload.swapping, token) as area, groups(len(workload.guests), token) as made:
+        yield _Short(area, made)
+
+
 class _Crew:
     """The workload's guests as processes: living ones, and those that a parent will fork later."""
 
-    def __init__(self, workload: Workload, server: GuestServer) -> None:
+    def __init__(self, workload: Workload, server: GuestServer, short: _Short | None) -> None:
         self._workload = workload
+        self._short = short
         self._guests = {guest.name: guest for guest in workload.guests}
         self._living: dict[str, GuestProcess] = {}
         self._unborn: dict[str, tuple[GuestProcess, int]] = {}
@@ -263,10 +328,17 @@ class _Crew:
         return {process.name: process.end() for process in [*reversed(forked), *self._living.values()]}
 
     def _fill(self, guest: Guest, server: GuestServer) -> GuestProcess:
-        process = server.spawn(guest.name, len(guest.keys), self._workload.pattern, guest.huge_pages)
-        # In shuffled order, so that its frames lie scattered, as on a host that has run for long: how much ksmd waits
-        # for memory would else depend on what this machine did before.
-        pages = np.random.default_rng(0).permutation(np.flatnonzero(guest.present))
+        limited = self._short is not None and guest.memory_limit is not None
+        process = server.spawn(guest.name, len(guest.keys), self._workload.pattern, guest.huge_pages, limited)
+        pages = np.flatnonzero(guest.present)
+        if self._short and guest.memory_limit is not None:
+            # In order, because that decides which pages are in swap when the run begins.
+            number = self._workload.guests.index(guest)
+            process.confine(self._short.groups.confinement(number, guest.memory_limit), pages)
+        else:
+            # In shuffled order, so that its frames lie scattered, as on a host that has run for long: how much ksmd
+            # waits for memory would else depend on what this machine did before.
+            pages = np.random.default_rng(0).permutation(pages)
         process.write(pages, guest.keys[pages])
         if guest.mergeable and guest.start_ns == 0:
             process.madvise(0, len(guest.keys), "MERGEABLE")
@@ -307,18 +379,24 @@ class _Poll(NamedTuple):
 class _Watch:
     """Writes KSM's settings in time and reads its counters at every sampling time and every full scan."""
 
-    def __init__(self, ksm: Ksm, workload: Workload, progress: Callable[[int], None] | None) -> None:
+    def __init__(
+        self, ksm: Ksm, workload: Workload, short: _Short | None, progress: Callable[[int], None] | None
+    ) -> None:
         self.samples: list[_Row] = []
         self.scans: list[_Row] = []
         self.visited: list[int] = []
         self._ksm = ksm
         self._workload = workload
+        self._short = short
+        self._nap_s = _LONG_NAP_S if short else _NAP_S
         self._progress = progress
         settings = [action for action in workload.actions if isinstance(action, Setting)]
         self._settings = deque(sorted(settings, key=lambda setting: setting.time_ns))
         self._moments = deque(moments_ns(workload))
         self._baseline = {name: ksm.counters()[name] for name in _SINCE_START}
         self._sleep_ns = 0
+        if short:
+            short.start()
 
     def run(self, start_ns: int) -> None:
         """Start KSM at `start_ns` of the monotonic clock and watch it until the workload's end."""
@@ -356,7 +434,7 @@ class _Watch:
                 self._write(self._settings.popleft())
                 # The write may have cut ksmd's sleep short, so how long it lasts proves nothing now.
                 before = before._replace(time_ns=-_NEVER_NS)
-            time.sleep(_NAP_S)
+            time.sleep(self._nap_s)
 
     def _poll(self) -> _Poll:
         # In this order: if ksmd was asleep, the next scan end is in a later run than the one counted.
@@ -377,7 +455,7 @@ class _Watch:
 
     def _row(self, now_ns: int) -> _Row:
         counts = {name: value - self._baseline.get(name, 0) for name, value in self._ksm.counters().items()}
-        return {"time_s": now_ns / 1e9, **counts}
+        return {"time_s": now_ns / 1e9, **counts, **(self._short.figures() if self._short else {})}
 
     def _count(self, name: str) -> int:
         return self._ksm.read(name) - self._baseline.get(name, 0)
@@ -421,5 +499,9 @@ def _act(deed: Deed, start_ns: int) -> Act:
             return Act(deed.time_ns, "madvise", (deed.first, deed.count, deed.advice))
         case Rate():
             return Act(start_ns, "rate", (deed.pages, deed.per_second, deed.seed, deed.choices))
+        case Reads():
+            return Act(start_ns, "reads", (deed.classes, deed.seed))
+        case Loop():
+            return Act(start_ns, "loop", (deed.first, deed.count, deed.period_ns))
         case Level():
             return Act(deed.time_ns, "level", (deed.level,))

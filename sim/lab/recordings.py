@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from sim.errors import UserError, suggestion
-from sim.lab.compare import read_recording, write_recording
+from sim.lab import pressure
+from sim.lab.compare import read_recording
+from sim.lab.pressure import PressureTrial
 from sim.lab.trial import Trial, judge
 from sim.results.store import explained
 from sim.scenario import Scenario
@@ -17,16 +19,16 @@ _MACHINE: Final = "machine.json"
 _ENDING: Final = ".csv.gz"
 
 
-def keep(trial: Trial, folder: Path) -> None:
+def keep(trial: Trial | PressureTrial, folder: Path) -> None:
     """Put the kernel's runs in the folder in place of older ones. Raises UserError where it cannot be written."""
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_recording(trial.measured, folder / f"{trial.scenario.name}{_ENDING}")
+        trial.write_recording(folder / f"{trial.scenario.name}{_ENDING}")
         (folder / _MACHINE).write_text(json.dumps(_this_machine(), indent=1) + "\n")
 
 
-def kept(scenario: Scenario, folder: Path, exact: bool | None = None) -> Trial:
-    """Hold the simulator against a recording; *exact*, where a single run was recorded unless given.
+def kept(scenario: Scenario, folder: Path, exact: bool | None = None) -> Trial | PressureTrial:
+    """Hold the simulator against a recording; *exact*, where a single run of KSM was recorded unless given.
 
     Raises UserError where there is none.
     """
@@ -35,10 +37,13 @@ def kept(scenario: Scenario, folder: Path, exact: bool | None = None) -> Trial:
         names = [each.name.removesuffix(_ENDING) for each in sorted(folder.glob(f"*{_ENDING}"))]
         remedy = suggestion(scenario.name, names) if names else "make it with --record"
         raise UserError(f"{file}: no such recording; {remedy}")
+    short = pressure.is_short(scenario)
     try:
-        runs = read_recording(file)
+        runs = pressure.read_recording(file) if short else read_recording(file)
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{file}: not a recording: {error}") from error
+    if short:
+        return pressure.judge(scenario, runs)
     return judge(scenario, runs, len(runs) == 1 if exact is None else exact)
 
 

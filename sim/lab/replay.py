@@ -7,7 +7,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numpy as np
@@ -15,29 +15,47 @@ import numpy.typing as npt
 
 from sim.columns import KSM_COUNTERS, KSM_SETTINGS, PAGE_BYTES
 from sim.errors import UserError
-from sim.host import Assignment, Machine
-from sim.lab.guest import Farewell, Keys, Pattern, mix
+from sim.host import Assignment, Host, Machine
+from sim.lab.guest import PACKED, Farewell, Keys, Pattern, mix
 from sim.lab.machine import VMSTAT
 from sim.lab.record import (
     Action,
     Disturbance,
     Guest,
     Level,
+    Loop,
     Madvise,
     Rate,
+    Reads,
     Recording,
     Setting,
     Workload,
     Write,
     record,
 )
+from sim.lab.swapping import SWAP_FIGURES, Swapping
+from sim.memory.guest import Vm
 from sim.memory.huge import Thp
-from sim.memory.pages import LOWEST, NEVER, SPAN, WRITES, Int32, Int64, UInt16
+from sim.memory.image import Captured, load_capture
+from sim.memory.pages import (
+    LOOP_FIRST,
+    LOOP_PAGES,
+    LOWEST,
+    NEVER,
+    PERIOD,
+    READS,
+    SPAN,
+    WRITES,
+    Int32,
+    Int64,
+    UInt16,
+)
+from sim.reclaim.compression import AS_IS, Algorithm, Packed, packed_of
 from sim.run import Progress, package_version
 from sim.sharing.kernels import kernel
 from sim.sharing.ksm import Ksm
 from sim.sharing.scanner import Scanner
-from sim.units import SECOND, about_duration
+from sim.units import SECOND, about_duration, format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,9 +70,18 @@ _OWN: Final = 1 << 63
 """First number of contents that equal no other; numbered contents lie below 2^32, those of random writes between."""
 _DRAWS: Final = 1 << 20
 """Seeds of random writes that one run may use."""
+_WORDS: Final = PAGE_BYTES // 8
+_RANDOM_SIZES: Final[Mapping[Algorithm, tuple[float, float]]] = {
+    "lz4": (27, 1.003),
+    "lzo-rle": (36, 1.025),
+    "lzo": (45, 1.05),
+}
+"""Compressed bytes of a page of zeros with random bytes at its start: for none, and for each; measured by mm_stat of
+zram on Linux 6.18, from 1 to 440 random words, lzo within 100 bytes, the others within 40 on average."""
 _NOT_KNOBS: Final = ("changes", "ksmd_cpu_before", "max_kernel_pages")
-_TOLD: Final = (*(column.name for column in (*KSM_COUNTERS, *KSM_SETTINGS)), "ksmd_cpu_ns", *VMSTAT)
-"""Columns of samples and scans that are read from the kernel: those that little but guests, ksmd and khugepaged moves.
+_TOLD: Final = (*(column.name for column in (*KSM_COUNTERS, *KSM_SETTINGS)), "ksmd_cpu_ns", *VMSTAT, *SWAP_FIGURES)
+"""Columns of samples and scans that are read from the kernel: those that little but guests, ksmd and khugepaged moves,
+and where there is swap, which nobody else uses then, what is said of it.
 
 With them go the figures that follow from who runs, and the size of the machine (see `_told`). All others are NaN:
 other lines of /proc/vmstat and /proc/meminfo count every process of the machine, and the kernel does not say what
@@ -65,6 +92,8 @@ ksmd's time was for.
 @dataclass(frozen=True)
 class Replay:
     """What the kernel did with a scenario, in the form of `sim.run.Result`; figures it does not tell are NaN.
+
+    `readings` has all that was read at each sample, under the kernel's names; `farewells` the guests' last words.
 
     `evidence` has two columns for each row of `scans`: `proven`, the row was read whole before ksmd could move on, and
     `stolen_ns`, time for which the hypervisor took ksmd's core away. `deeds` says when guests did what was planned,
@@ -79,6 +108,8 @@ class Replay:
     manifest: Mapping[str, Any]
     summary: Summary
     verdicts: Sequence[Verdict]
+    readings: pd.DataFrame
+    farewells: Mapping[str, Farewell]
     evidence: pd.DataFrame
     deeds: pd.DataFrame
     visited: Sequence[int]
@@ -112,17 +143,31 @@ def workload(scenario: Scenario, pattern: Pattern | None = None, draw: int = 0) 
     _check(scenario)
     host, host_name = scenario.host_names()[0]
     assert host.ksm is not None  # checked
-    names = [assignment.name for assignment in scenario.assignments()[host_name]]
-    tape = observe(scenario, _Tape)
+    assignments = scenario.assignments()[host_name]
+    names = [assignment.name for assignment in assignments]
+    machine = first_host(scenario, _Tape)
+    tape = cast(_Tape, machine.scanner)
+    tape.know_sizes(scenario, assignments)
+    machine.run()
+    limits = [assignment.vm.memory_limit for assignment in assignments]
     return Workload(
-        guests=[tape.lives[index].guest(names) for index in sorted(tape.lives)],
+        guests=[replace(tape.lives[index].guest(names), memory_limit=limits[index]) for index in sorted(tape.lives)],
         ksm=_knobs(host.ksm),
         duration_ns=scenario.duration,
         actions=[*tape.actions(names, draw)],
         sample_every_ns=scenario.sample_every,
         pattern=pattern or _pattern(scenario),
         thp=_thp_knobs(host.thp),
+        swapping=_swapping(host),
     )
+
+
+def _swapping(host: Host) -> Swapping | None:
+    """The swap area, and the sysctls that matter to guests in control groups."""
+    if host.swap is None:
+        return None
+    algorithm, rules = host.swap.compresses_with, host.watermarks
+    return Swapping(host.swap.size, algorithm, rules.page_cluster, rules.swappiness)
 
 
 def _thp_knobs(thp: Thp) -> dict[str, int | str]:
@@ -138,8 +183,8 @@ def observe(scenario: Scenario, observer: type[Observer]) -> Observer:
     return cast(Observer, scanner)
 
 
-def first_host(scenario: Scenario, observer: type[Scanner]) -> Machine:
-    """The first host of a scenario, with an observer as its scanner."""
+def first_host(scenario: Scenario, observer: type[Scanner] | None = None) -> Machine:
+    """The first host of a scenario, with an observer as its scanner unless it has none."""
     host, name = scenario.host_names()[0]
     return Machine(
         host,
@@ -172,11 +217,68 @@ def _check(scenario: Scenario) -> None:
         raise UserError(f"{scenario.name}: the lab sets no hugetlbfs up; remove hosts.0.hugetlbfs")
     if host.numa_nodes > 1:
         raise UserError(f"{scenario.name}: the lab's guests live on one NUMA node; set hosts.0.numa_nodes=1")
+    _check_swap(scenario, host)
+    for index, vm in enumerate(scenario.vms):
+        if vm.memory_limit is not None:
+            _check_limited(scenario, f"vms.{index}", vm)
+
+
+def _check_swap(scenario: Scenario, host: Host) -> None:
+    swap = host.swap
+    if swap is None:
+        return
+    if swap.device not in ("zram", "file"):
+        raise UserError(f"{scenario.name}: the lab swaps to zram or to a file; set hosts.0.swap.device to one of them")
+    for name in ("read_latency", "write_latency", "bandwidth", "channels"):
+        if getattr(swap, name) is not None:
+            raise UserError(f"{scenario.name}: the lab's disk is as fast as it is; remove hosts.0.swap.{name}")
+    needed = sum(max(vm.memory - vm.memory_limit, 0) * vm.count for vm in scenario.vms if vm.memory_limit)
+    if swap.size < needed:
+        size = format_bytes(needed)
+        raise UserError(f"{scenario.name}: the guests would be killed for lack of swap; set hosts.0.swap.size={size}")
+    most = sum(min(vm.memory, vm.memory_limit or vm.memory) * vm.count for vm in scenario.vms)
+    if most > host.memory:
+        raise UserError(
+            f"{scenario.name}: the lab cannot make this machine's memory short, only that of guests; give each of vms "
+            f"a memory_limit, or set hosts.0.memory={format_bytes(2 * most)}"
+        )
+
+
+def _check_limited(scenario: Scenario, path: str, vm: Vm) -> None:
+    faults = (
+        (scenario.hosts[0].swap is None, "a guest with a memory_limit needs hosts.0.swap: give it device and size"),
+        (vm.fork_of, f"the lab forks no guest with a memory_limit; remove {path}.memory_limit"),
+        (vm.start, f"the lab's guests with a memory_limit start at once; remove {path}.start"),
+        (vm.every, f"the lab's guests with a memory_limit start at once; remove {path}.every"),
+        (vm.vcpus > 1, f"the lab's guests have one processor; set {path}.vcpus=1"),
+        (vm.load, f"the lab's guests compute nothing; set {path}.load=0%"),
+    )
+    for fault, message in faults:
+        if fault:
+            raise UserError(f"{scenario.name}: {message}")
 
 
 def _pattern(scenario: Scenario) -> Pattern:
-    """Equal contents must be equal bytes in all guests, so all differ late, or none."""
+    """Equal contents must be equal bytes in all guests, so all differ late, or none; all are packed for zram."""
+    if _algorithm(scenario):
+        return "packed"
     return "late" if all(2 * vm.differs_at > PAGE_BYTES for vm in scenario.vms) else "random"
+
+
+def _algorithm(scenario: Scenario) -> Algorithm | None:
+    """How the host's zram compresses; None where it has none."""
+    swap = scenario.hosts[0].swap
+    return swap.compresses_with if swap else None
+
+
+def _random_words(packed: Packed, algorithm: Algorithm) -> Keys:
+    """How many words of a page must be random, the others zero, so that zram keeps it in the size class of *packed*."""
+    empty, share = _RANDOM_SIZES[algorithm]
+    sizes = packed.astype(float) * 16 - 16  # a handle of 8 bytes, and the middle of the class
+    words = np.clip(np.rint((sizes - empty) / (8 * share)), 1, _WORDS)
+    words[packed == AS_IS] = _WORDS
+    words[packed == 0] = 0
+    return words.astype(np.uint64)
 
 
 def _knobs(ksm: Ksm) -> dict[str, int | str]:
@@ -217,6 +319,8 @@ def _result(scenario: Scenario, plan: Workload, recording: Recording, took: Mapp
         manifest,
         summary,
         [expectation.check(summary) for expectation in asked],
+        recording.samples,
+        recording.farewells,
         recording.scans[["proven", "stolen_ns"]],
         recording.deeds,
         recording.visited,
@@ -262,6 +366,9 @@ def _guest_row(scenario: Scenario, guest: Assignment, farewell: Farewell) -> Map
         "memory_bytes": guest.vm.memory,
         "touched_bytes": farewell.touched_pages * PAGE_BYTES,
         "pages_written": farewell.written_pages,
+        "swapped_bytes": farewell.swapped_pages * PAGE_BYTES,
+        "stall_s": farewell.stalled_ns / SECOND,
+        "progress_percent": 100 * farewell.progress,
         **farewell.ksm_stat,
     }
 
@@ -316,6 +423,21 @@ class _Tape(Scanner):
         self._noted_advice: list[tuple[int, int, int, int, bool]] = []
         self._noted_settings: list[Setting] = []
         self._noted_levels: list[tuple[int, int, float]] = []
+        self._words: dict[int, Keys] = {}
+        self._words_of_content: dict[int, int] = {}
+
+    def know_sizes(self, scenario: Scenario, assignments: Sequence[Assignment]) -> None:
+        """Learn how small zram makes the guests' pages: what is noted from now on compresses alike."""
+        algorithm = _algorithm(scenario)
+        if algorithm is None:
+            return
+        for index, guest in enumerate(assignments):
+            if guest.vm.fork_of is None:
+                image, pages = guest.vm.content, guest.vm.pages
+                source = load_capture(image.path) if isinstance(image, Captured) else image
+                places = image.layout(guest.vm.memory, scenario.seed, guest.vm.name) if image is source else {}
+                packed = packed_of(source, algorithm, scenario.seed, guest.name, pages, places)
+                self._words[index] = _random_words(packed, algorithm)
 
     def actions(self, names: list[str], draw: int) -> Iterator[Action]:
         """What happens after the guests' starts."""
@@ -330,15 +452,31 @@ class _Tape(Scanner):
             rate = float(self.m.rates[kind, WRITES]) * SECOND
             yield Rate(names[life.index], np.flatnonzero(life.accesses == kind), rate, seed, self._choices(kind))
         for life in self.lives.values():
+            yield from self._reads(life, names[life.index], draw)
             if life.level != 1.0:
                 yield Level(life.start, names[life.index], life.level)
         for time_ns, guest, level in self._noted_levels:
             yield Level(time_ns, names[guest], level)
 
+    def _reads(self, life: _Life, name: str, draw: int) -> Iterator[Reads | Loop]:
+        """A guest's reads, at random and in loops."""
+        random = []
+        loops = set()
+        for kind in np.unique(life.accesses):
+            rates = self.m.rates[kind]
+            if rates[READS]:
+                random.append((np.flatnonzero(life.accesses == kind), float(rates[READS]) * SECOND))
+            if rates[PERIOD]:
+                loops.add((int(rates[LOOP_FIRST]), int(rates[LOOP_PAGES]), int(rates[PERIOD])))
+        if random:
+            yield Reads(name, random, draw * _DRAWS + life.index)
+        for first, count, period_ns in sorted(loops):
+            yield Loop(name, first, count, period_ns)
+
     def _choices(self, kind: int) -> Keys:
         """What a class of random writes leaves; none for contents that nobody else has."""
         lowest, span = (int(each) for each in self.m.rates[kind, [LOWEST, SPAN]])
-        return self._keys(np.arange(lowest, lowest + span, dtype=np.int32))
+        return self._keys(np.arange(lowest, lowest + span, dtype=np.int32), None)
 
     def advance(self, horizon: int) -> Iterator[Int64]:
         """What is done next is done at *horizon*."""
@@ -364,18 +502,22 @@ class _Tape(Scanner):
         """A guest has its first contents."""
         super().fill(guest, contents, now)
         life = self.lives[guest]
-        life.keys, life.present = self._keys(contents), contents != NEVER
+        life.keys, life.present = self._keys(contents, self._words.get(guest)), contents != NEVER
 
     def fork(self, parent: int, child: int, next_content: int, now: int) -> int:
         """A guest is a copy of another."""
         life = self.lives[child]
         life.parent, life.mergeable, life.accesses = parent, True, self.lives[parent].accesses
+        if parent in self._words:
+            self._words[child] = self._words[parent]
         return super().fork(parent, child, next_content, now)
 
     def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
         """A guest writes."""
         if len(self.lives[guest].keys):  # what fills it is not a write of its own
-            self._noted_writes.append((now, guest, pages, self._keys(contents)))
+            words = self._words.get(guest)
+            keys = self._keys(contents, None if words is None else words[pages])
+            self._noted_writes.append((now, guest, pages, keys))
         super().write(guest, pages, contents, now)
 
     def advise(self, guest: int, first: int, pages: int, mergeable: bool, now: int) -> bool:
@@ -399,9 +541,17 @@ class _Tape(Scanner):
             self._noted_settings.append(Setting(now, name, value))
         return refused
 
-    def _keys(self, contents: Int32) -> Keys:
+    def _keys(self, contents: Int32, words: Keys | None) -> Keys:
+        """Keys of contents that compress as *words* of their pages say; a content, as where it was first."""
         numbers = contents.astype(np.int64).astype(np.uint64)
-        own = np.flatnonzero(contents < 0)
-        numbers[own] = np.uint64(_OWN + self._serial) + np.arange(len(own), dtype=np.uint64)
-        self._serial += len(own)
-        return mix(numbers)
+        own = contents < 0
+        numbers[own] = np.uint64(_OWN + self._serial) + np.arange(np.count_nonzero(own), dtype=np.uint64)
+        self._serial += int(np.count_nonzero(own))
+        keys = mix(numbers)
+        if not self._words:
+            return keys
+        sizes = np.full(len(contents), _WORDS, np.uint64) if words is None else words.copy()
+        known = self._words_of_content
+        for at in np.flatnonzero(contents > 0):
+            sizes[at] = known.setdefault(int(contents[at]), int(sizes[at]))
+        return np.where(contents == 0, 0, keys & ~PACKED | sizes)

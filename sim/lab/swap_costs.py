@@ -1,6 +1,6 @@
 """What it costs to push a page out and bring it back: zram by algorithm, and a swap file on this machine's disk.
 
-Source: Documentation/admin-guide/blockdev/zram.rst, Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst.
+Source: Documentation/admin-guide/blockdev/zram.rst.
 """
 
 from __future__ import annotations
@@ -20,18 +20,13 @@ import numpy as np
 
 from sim.cost.prices import Compressor, Paging, SwapDevice
 from sim.errors import MachineError
-from sim.lab.machine import TOKEN_VARIABLE, Ksm, borrowed
+from sim.lab.machine import TOKEN_VARIABLE, Ksm, vm_events
 from sim.lab.memory_costs import typical
+from sim.lab.swapping import SWAP_FOLDER, limited_group, swap_file, swapped_to, zram_device
 from sim.lab.undo import ZRAM
 from sim.units import MIB, about_bytes
 
 PAGE: Final = 4096
-CGROUPS: Final = (
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
-    (Path("/sys/fs/cgroup"), "memory.max"),
-)
-"""Where control groups that limit memory are made, version 1 and 2, and the file that holds the limit."""
-
 _BLOCK: Final = MIB
 _ZRAM_BYTES: Final = 32 * MIB
 _ZRAM_ROUNDS: Final = 5
@@ -41,7 +36,6 @@ _LIMIT: Final = 128 * MIB
 _GUEST_BYTES: Final = 320 * MIB
 _TOUCHES: Final = 500
 _TOUCH_ROUNDS: Final = 12
-_SWAP_FOLDER: Final = Path("/var/tmp")
 _MADV_PAGEOUT: Final = 21
 """linux/mman.h, 5.4 and later."""
 _PAGED: Final = 8 * MIB
@@ -52,7 +46,7 @@ def algorithms() -> list[str]:
     """Compression algorithms that this kernel's zram offers; none where it has no zram."""
     if not ZRAM.is_dir():
         return []
-    with _zram_device() as number:
+    with zram_device() as number:
         text = Path(f"/sys/block/zram{number}/comp_algorithm").read_text()
     return text.replace("[", "").replace("]", "").split()
 
@@ -60,7 +54,7 @@ def algorithms() -> list[str]:
 def zram(algorithm: str) -> Compressor:
     """Write and read a zram device, in blocks large enough for the system call not to matter."""
     blocks = _ordinary_blocks(_ZRAM_BYTES)
-    with _zram_device() as number:
+    with zram_device() as number:
         folder = Path(f"/sys/block/zram{number}")
         (folder / "comp_algorithm").write_text(algorithm)
         (folder / "disksize").write_text(str(_ZRAM_BYTES))
@@ -79,12 +73,10 @@ def zram(algorithm: str) -> Compressor:
 
 def paging() -> Paging:
     """Swap out and in pages of which zram only notes the word that fills them, so that nothing is compressed."""
-    with _zram_device() as number:
+    with zram_device() as number:
         device = f"/dev/zram{number}"
         Path(f"/sys/block/zram{number}/disksize").write_text(str(2 * _PAGED))
-        with borrowed("swap", device):
-            _command("mkswap", device)
-            _command("swapon", "-p", "32767", device)
+        with swapped_to(device):
             times = [_paged() for _ in range(_PAGED_ROUNDS)]
     outs, ins = zip(*times, strict=True)
     source = f"measured: {about_bytes(_PAGED)} of same-filled pages to zram and back, median of {_PAGED_ROUNDS} times"
@@ -114,22 +106,11 @@ def _paged() -> tuple[float, float]:
 
 def swap(ksm: Ksm) -> SwapDevice:
     """A swap file: written and read directly, then swapped to by a process that touches more than it may hold."""
-    folder, limit_file = _cgroup_place()
-    space = os.statvfs(_SWAP_FOLDER)
-    if space.f_bavail * space.f_frsize < 2 * _FILE_BYTES:
-        raise MachineError(f"{_SWAP_FOLDER} has no room for a swap file of {about_bytes(_FILE_BYTES)}")
-    file = _SWAP_FOLDER / f"overcommit-{ksm.token}.swap"
-    group = folder / f"overcommit-{ksm.token}"
-    with borrowed("file", str(file)):
-        file.touch(0o600, exist_ok=False)
+    with swap_file(_FILE_BYTES, ksm.token) as file:
         reads, writes = _file_times(file)
-        with borrowed("swap", str(file)), borrowed("cgroup", str(group)):
-            _command("mkswap", str(file))
-            _command("swapon", "-p", "32767", str(file))
-            group.mkdir()
-            (group / limit_file).write_text(str(_LIMIT))
+        with swapped_to(str(file)), limited_group(ksm.token, _LIMIT) as group:
             swap_outs, swap_ins = _thrashed(group, ksm.token)
-    source = f"measured: a file on the disk of {_SWAP_FOLDER}, past the page cache, median"
+    source = f"measured: a file on the disk of {SWAP_FOLDER}, past the page cache, median"
     faults = f"measured: a process of {about_bytes(_GUEST_BYTES)} with a limit of {about_bytes(_LIMIT)}, median"
     return SwapDevice(
         read=typical(reads, source),
@@ -137,20 +118,6 @@ def swap(ksm: Ksm) -> SwapDevice:
         swap_in=typical(swap_ins, faults),
         swap_out=typical(swap_outs, faults),
     )
-
-
-@contextlib.contextmanager
-def _zram_device() -> Iterator[int]:
-    """A new zram device, never one that exists: the kernel gives the lowest free number."""
-    number = 0
-    while Path(f"/sys/block/zram{number}").exists():
-        number += 1
-    with borrowed("zram", str(number)):
-        given = int((ZRAM / "hot_add").read_text())
-        if given != number:
-            (ZRAM / "hot_remove").write_text(str(given))
-            raise MachineError("another process makes zram devices at this moment: run it again")
-        yield number
 
 
 def _ordinary_blocks(size: int) -> list[bytes]:
@@ -203,24 +170,6 @@ def _file_times(file: Path) -> tuple[list[float], list[float]]:
     return reads, writes
 
 
-def _cgroup_place() -> tuple[Path, str]:
-    """The folder in which control groups that limit memory are made, and the name of the limit."""
-    for folder, limit in CGROUPS:
-        controllers = folder / "cgroup.subtree_control"
-        if (folder / limit).exists() or (controllers.exists() and "memory" in controllers.read_text().split()):
-            return folder, limit
-    raise MachineError("this machine has no control groups that limit memory")
-
-
-def _command(*words: str) -> None:
-    try:
-        result = subprocess.run(words, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise MachineError(f"the command {words[0]} is missing") from None
-    if result.returncode:
-        raise MachineError(f"{' '.join(words)} failed: {result.stderr.strip()}")
-
-
 def _thrashed(group: Path, token: str) -> tuple[list[float], list[float]]:
     """What `thrash` measures, in a process of its own inside the group."""
     result = subprocess.run(
@@ -247,10 +196,10 @@ def thrash(group: str) -> None:
         Path(group, "cgroup.procs").write_text(str(os.getpid()))
         outs = []
         for at in range(0, len(words), len(fresh)):
-            swapped, before = _vm_event("pswpout"), time.perf_counter_ns()
+            swapped, before = vm_events("pswpout")["pswpout"], time.perf_counter_ns()
             words[at : at + len(fresh)] = fresh
             elapsed = time.perf_counter_ns() - before
-            if count := _vm_event("pswpout") - swapped:
+            if count := vm_events("pswpout")["pswpout"] - swapped:
                 outs.append(elapsed / count)
         ins = []
         for _ in range(_TOUCH_ROUNDS):
@@ -266,8 +215,3 @@ def thrash(group: str) -> None:
 
 def _major_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
-
-
-def _vm_event(name: str) -> int:
-    fields = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(fields[name])

@@ -7,14 +7,28 @@ where its ksmd is slower or faster than the price set says, the simulator is run
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import pandas as pd
 
 from sim.errors import MachineError
-from sim.lab.compare import LEAST, VAGUE, Comparison, Scans, compare, in_step, keeps_pace, numbered, pace
+from sim.lab import pressure
+from sim.lab.compare import (
+    LEAST,
+    VAGUE,
+    Comparison,
+    Scans,
+    compare,
+    in_step,
+    keeps_pace,
+    numbered,
+    pace,
+    write_recording,
+)
+from sim.lab.pressure import PressureTrial
 from sim.lab.record import Disturbance, Rate, Workload, Write, moments_ns
 from sim.lab.replay import first_host, replay, workload
 from sim.memory.pages import Int64
@@ -51,6 +65,25 @@ class Trial:
     comparison: Comparison
     pace: float = 1.0
 
+    def told(self) -> dict[str, Any]:
+        """The figures as plain data."""
+        comparison = self.comparison
+        return {
+            "faults": comparison.faults(),
+            "exact": comparison.exact,
+            "full_scans": comparison.scans,
+            "pages": comparison.pages,
+            "kernel_runs": len(self.measured),
+            "pace": self.pace,
+            "counters": comparison.counters.to_dict("index"),
+            "scan_time_s": asdict(comparison.time),
+            "ksmd_cpu_ns": asdict(comparison.cpu),
+        }
+
+    def write_recording(self, file: Path) -> None:
+        """Keep the kernel's runs as a compressed CSV file; equal runs give equal bytes."""
+        write_recording(self.measured, file)
+
 
 def is_static(plan: Workload) -> bool:
     """Whether no guest writes after its start, in small pages: then the simulator knows every counter of the kernel.
@@ -62,8 +95,17 @@ def is_static(plan: Workload) -> bool:
 
 def live(
     scenario: Scenario, runs: int | None = None, exact: bool | None = None, progress: Progress | None = None
+) -> Trial | PressureTrial:
+    """Run the scenario on this machine's kernel and hold the simulator against it."""
+    if pressure.is_short(scenario):
+        return pressure.live(scenario, runs, progress)
+    return scanned(scenario, runs, exact, progress)
+
+
+def scanned(
+    scenario: Scenario, runs: int | None = None, exact: bool | None = None, progress: Progress | None = None
 ) -> Trial:
-    """Run the scenario on this machine's kernel and hold the simulator against it.
+    """The same of a scenario without pressure, whose counters are compared at every full scan.
 
     The kernel runs once where counters must be *exact*, which is where memory is static unless given, and RUNS times
     elsewhere. Raises MachineError where this machine cannot do it, Busy where other work disturbs it.

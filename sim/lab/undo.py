@@ -14,14 +14,14 @@ from typing import Final, Literal
 
 from sim.errors import MachineError
 
-Kind = Literal["zram", "swap", "file", "cgroup"]
+Kind = Literal["zram", "swap", "file", "cgroup", "setting"]
 
 ZRAM: Final = Path("/sys/class/zram-control")
 _TIMEOUT_S: Final = 10.0
 
 
 def undo(kind: Kind, what: str) -> None:
-    """Remove a zram device by its number, stop swapping to a file, remove a file, or remove a control group."""
+    """Remove a zram device by its number, a swap area, a file or a control group, or write a setting, FILE=VALUE."""
     _WAYS[kind](what)
 
 
@@ -46,6 +46,11 @@ def _remove_cgroup(folder: str) -> None:
         _insist(lambda: Path(folder).rmdir(), f"the control group {folder} cannot be removed")
 
 
+def _write_setting(file_and_value: str) -> None:
+    file, _, value = file_and_value.partition("=")
+    Path(file).write_text(value)
+
+
 def _insist(act: Callable[[], object], failure: str) -> None:
     """Try until it succeeds: who used the thing may need a moment to let go of it."""
     deadline = time.monotonic() + _TIMEOUT_S
@@ -63,4 +68,5 @@ _WAYS: Final[Mapping[Kind, Callable[[str], None]]] = {
     "swap": _stop_swap,
     "file": _remove_file,
     "cgroup": _remove_cgroup,
+    "setting": _write_setting,
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sim.errors import MachineError
-from sim.lab import memory_costs, swap_costs
+from sim.lab import memory_costs, swap_costs, swapping
 from sim.lab.ksmd_costs import measured, trials
 from sim.lab.machine import STATE, exclusive, restore
 
@@ -21,7 +21,7 @@ def left_behind() -> list[str]:
     """Zram devices, swap files, and files and control groups of the lab that exist now."""
     swaps = Path("/proc/swaps").read_text().splitlines()[1:]
     places = [*Path("/var/tmp").glob("overcommit-*")]
-    places += itertools.chain.from_iterable(folder.glob("overcommit-*") for folder, _ in swap_costs.CGROUPS)
+    places += itertools.chain.from_iterable(folder.glob("overcommit-*") for folder, *_ in swapping.PLACES)
     return sorted([*swaps, *map(str, places), *(path.name for path in Path("/sys/block").glob("zram*"))])
 
 
@@ -35,16 +35,16 @@ def clean() -> Iterator[None]:
 
 
 SWAP = """
-from sim.lab import swap_costs
+from sim.lab import swap_costs, swapping
 from sim.lab.machine import exclusive
 with exclusive() as ksm:
     swap_costs._thrashed = lambda *_: (print("ready", flush=True), __import__("time").sleep(60))
     swap_costs.swap(ksm)
 """
 ZRAM = """
-from sim.lab import swap_costs
+from sim.lab import swap_costs, swapping
 from sim.lab.machine import exclusive
-with exclusive(), swap_costs._zram_device():
+with exclusive(), swapping.zram_device():
     print("ready", flush=True)
     __import__("time").sleep(60)
 """
@@ -53,7 +53,7 @@ with exclusive(), swap_costs._zram_device():
 @pytest.mark.parametrize("script", [SWAP, ZRAM], ids=["swap", "zram"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_what_was_set_up_is_undone_however_the_lab_ends(script: str, number: signal.Signals, clean: None) -> None:
-    if script == ZRAM and not swap_costs.ZRAM.is_dir():
+    if script == ZRAM and not swapping.ZRAM.is_dir():
         pytest.skip("this kernel has no zram")
     before = left_behind()
     command = [sys.executable, "-c", script]

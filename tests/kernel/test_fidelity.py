@@ -1,4 +1,4 @@
-"""The simulator against the kernel: counters at every full scan, times, and CPU, live and against recordings.
+"""The simulator against the kernel: counters at every full scan, times and CPU, and what limited guests swap.
 
 `pytest tests/kernel/test_fidelity.py --record` makes the recordings anew.
 """
@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from sim.lab import pressure
+from sim.lab.pressure import PressureTrial
 from sim.lab.recordings import keep, kept
-from sim.lab.trial import Busy, Trial, live
+from sim.lab.trial import Busy, Trial, scanned
 from sim.scenario import Scenario, load
 
 HERE = Path(__file__).parent
 RECORDINGS = HERE / "recordings"
 STATIC = sorted(path.stem for path in (HERE / "cases/static").glob("*.yaml"))
 CHANGING = sorted(path.stem for path in (HERE / "cases/changing").glob("*.yaml"))
+PRESSURE = sorted(path.stem for path in (HERE / "cases/pressure").glob("*.yaml"))
 
 Source = Callable[[str], Trial]
 
@@ -40,7 +43,7 @@ def on_this_machine(case: str) -> Trial:
     if len(_too_busy) >= _MOST_IN_VAIN:
         pytest.skip(f"not tried: this machine was too busy for {', '.join(_too_busy)}")
     try:
-        return live(scenario(case), exact=case in STATIC)
+        return scanned(scenario(case), exact=case in STATIC)
     except Busy as busy:
         _too_busy.append(case)
         pytest.skip(str(busy))
@@ -49,7 +52,9 @@ def on_this_machine(case: str) -> Trial:
 @lru_cache
 def recorded(case: str) -> Trial:
     """The case on the kernel that the recordings are of."""
-    return kept(scenario(case), RECORDINGS, exact=case in STATIC)
+    trial = kept(scenario(case), RECORDINGS, exact=case in STATIC)
+    assert isinstance(trial, Trial)
+    return trial
 
 
 @pytest.fixture(params=[pytest.param(on_this_machine, marks=pytest.mark.kernel), recorded], ids=["live", "recorded"])
@@ -96,3 +101,21 @@ def test_full_scans_take_as_long_as_the_kernels(case: str, report: Callable[[str
 
     priced = max(0.0, cpu.simulated - cpu.highest, cpu.lowest - cpu.simulated) / 1e9
     assert time.lowest * 0.97 - priced - time.stolen <= time.simulated <= time.highest * 1.03 + priced
+
+
+@pytest.mark.parametrize("case", PRESSURE)
+def test_limited_guests_swap_and_wait_as_the_kernels_do(case: str, request: pytest.FixtureRequest) -> None:
+    """Against recordings: how long the kernel's disk takes depends on what else this machine does."""
+    if request.config.getoption("--record", False):
+        keep(pressure.live(scenario(case)), RECORDINGS)
+    trial = kept(scenario(case), RECORDINGS)
+
+    assert isinstance(trial, PressureTrial)
+    assert trial.comparison.faults() == []
+
+
+@pytest.mark.kernel
+def test_a_limited_guest_swaps_and_waits_as_on_this_machines_kernel() -> None:
+    comparison = pressure.live(scenario("loop-zram"), runs=1).comparison
+
+    assert [fault for fault in comparison.faults() if not fault.startswith("psi")] == []
