@@ -1,0 +1,100 @@
+"""The report of a sweep: what to set in a sentence, the pictures, and the table of all points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+
+from sim import document
+from sim.columns import METRICS
+from sim.report import frontier
+from sim.report.html import PICTURES, details, drawing, page, publish, section
+from sim.report.markup import Markup, figure, table, tag
+from sim.report.style import RC
+from sim.report.words import amount, short_names
+from sim.results.store import explained
+from sim.study import Swept
+
+_SHOWN = (frontier.GAIN, frontier.COST, "ksmd_cpu_percent_settled", "mem_used_bytes", "mem_huge_bytes", "oom_kills")
+_UNITS = {metric.name: metric.unit for metric in METRICS}
+_PANEL = 4.4
+
+
+class _Picture(NamedTuple):
+    name: str
+    title: str
+    text: str
+    draw: Callable[[Axes], object]
+
+
+def rows(swept: Swept) -> Sequence[Sequence[str]]:
+    """The axes and the main metrics of each point as text, below their names; a failed point has its error."""
+    found = [
+        [
+            *short_names(swept.axes),
+            *_SHOWN,
+            "",
+        ]
+    ]
+    points = frontier.judge(swept)
+    chosen = frontier.choice(points)
+    best = set(frontier.front(points).index)
+    for number, row in points.iterrows():
+        figures = [amount(None if pd.isna(row[name]) else row[name], _UNITS[name]) for name in _SHOWN]
+        remark = row["error"] or row["fault"] or ("best for its CPU" if number in best else "")
+        remark = "set this" if chosen is not None and number == chosen.name else remark
+        found.append(
+            [*(str(row[axis]) for axis in swept.axes), *figures, ", ".join(filter(None, (remark, row["mark"])))]
+        )
+    return found
+
+
+def conclusions(swept: Swept) -> Sequence[str]:
+    """What the sweep shows, in sentences."""
+    return [frontier.conclusion(frontier.judge(swept), swept.axes)]
+
+
+def write(swept: Swept) -> Path:
+    """Write report.html and the pictures (PNG and SVG) beside the table of the sweep; return the page's path.
+
+    Raises UserError when the folder cannot take them and MachineError when the disk is full.
+    """
+    with explained(swept.folder), mpl.rc_context(RC):
+        (swept.folder / PICTURES).mkdir(exist_ok=True)
+        drawn = [_draw(picture, swept.folder / PICTURES) for picture in _pictures(swept)]
+        return publish(page(swept.scenario.name, _sections(swept, drawn)), swept.folder)
+
+
+def _pictures(swept: Swept) -> Iterator[_Picture]:
+    points = frontier.judge(swept)
+    if points[[frontier.GAIN, frontier.COST]].notna().all(axis=1).any():
+        yield _Picture(
+            "frontier",
+            "The frontier between memory and CPU",
+            "Each point is one setting. Higher carries more guests, further left costs less; no point above the line "
+            "is to be had. Crosses must not be used.",
+            partial(frontier.draw, points, swept.axes),
+        )
+
+
+def _draw(picture: _Picture, folder: Path) -> Markup:
+    svg = drawing(picture.draw, 1, folder / f"{picture.name}.png", _PANEL)
+    (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
+    return figure(svg, picture.name, picture.title, picture.text)
+
+
+def _sections(swept: Swept, drawn: Sequence[Markup]) -> Iterator[Markup]:
+    yield tag("h1", swept.scenario.name)
+    yield tag("p", swept.scenario.description, class_="about")
+    for text in conclusions(swept):
+        yield tag("p", text, class_="conclusion")
+    yield from drawn
+    header, *body = rows(swept)
+    yield section("All points", table(header, body, "All metrics are in points.parquet"))
+    yield details("The scenario with every default", tag("pre", document.dump(swept.scenario.resolved())))
