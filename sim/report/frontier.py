@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FuncFormatter
 
 from sim.report.style import COLOURS
 from sim.report.words import amount, listed, short_names
@@ -84,8 +84,14 @@ def conclusion(points: pd.DataFrame, axes: Sequence[str]) -> str:
 
 def _settings(points: pd.DataFrame, axes: Sequence[str], row: Row) -> str:
     names = zip(axes, short_names(axes), strict=True)
-    shown = [f"{name} {row[axis]}" for axis, name in names if points[axis].nunique() > 1]
-    return listed([each for each in shown if not (row["mark"] in _KSM_BLOCKS and each.startswith("ksm."))])
+    told = [(axis, name) for axis, name in names if points[axis].nunique() > 1 and not _is_idle(axis, row)]
+    return listed([f"{name} {row[axis]}" for axis, name in told])
+
+
+def _is_idle(axis: str, row: Row) -> bool:
+    """Whether a setting is without effect: of a tuner that is not there, or of KSM when a tuner sets it."""
+    is_tuner = bool({"ksmtuned", "mom"} & {*axis.split(".")})
+    return bool(row[axis] == "none") if is_tuner else _is_ksm(axis) and row["mark"] in _KSM_BLOCKS
 
 
 def _figures(row: Row) -> str:
@@ -137,7 +143,7 @@ def draw(points: pd.DataFrame, axes: Sequence[str], ax: Axes) -> Axes:
     ax.plot(best[COST], best[GAIN], color=_light("ink"), linewidth=1.2, zorder=1, drawstyle="steps-post")
     if drawn[COST].max() > _WIDE * drawn[COST].min() > 0:
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.margins(x=0.06, y=0.12)
     ax.grid(visible=True, axis="x")
     ax.set_title("Gain and cost of each setting: memory promised / used, against CPU")
@@ -199,16 +205,12 @@ def _name_points(points: pd.DataFrame, axes: Sequence[str], ax: Axes) -> None:
     if chosen is None:
         return
     settings = _settings(points, axes, chosen)
-    named = [
-        ("set " + settings, chosen, (-8, 14)),
-        *((name, row, (10, -16)) for name, row in _rivals(points, axes, chosen)),
-    ]
-    for text, row, offset in named:
-        if pd.isna(row[GAIN]):
-            continue
-        ax.plot(row[COST], row[GAIN], "o", markersize=13, markerfacecolor="none", color=_light("ink"))
-        ax.annotate(fill(text, 34), (row[COST], row[GAIN]), offset, textcoords="offset points", fontsize=9,
-                    horizontalalignment="right" if offset[0] < 0 else "left", zorder=5)  # fmt: skip
+    rivals = [(name, row, (10, -10), "left") for name, row in _rivals(points, axes, chosen)]
+    for text, row, offset, side in [(f"set {settings}", chosen, (-12, 0), "right"), *rivals]:
+        if pd.notna(row[GAIN]):
+            at = (row[COST], row[GAIN])
+            ax.plot(*at, "o", markersize=13, markerfacecolor="none", color=_light("ink"))
+            ax.annotate(fill(text, 34), at, offset, textcoords="offset points", fontsize=9, va="center", ha=side)
 
 
 def _light(role: str) -> str:
