@@ -99,8 +99,7 @@ class Document:
         except ValidationError as error:
             details = error.errors(include_url=False)
         faults = _settle_unions(fault for detail in details for fault in _faults(detail, self.data, model))
-        problems = dict.fromkeys(self._locate(fault) for fault in faults)
-        raise UserError(*sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
+        raise UserError(*in_order(self._locate(fault) for fault in faults))
 
     def _json(self) -> str:
         try:
@@ -120,6 +119,11 @@ class Document:
 
     def _locate(self, fault: _Fault) -> Problem:
         return self.problem(fault.keys, fault.message, fault.remedy, show_value=fault.show_value)
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Return each problem once, in the order of the file."""
+    return sorted(dict.fromkeys(problems), key=lambda problem: (problem.line is None, problem.line or 0))
 
 
 def read(path: str | Path) -> Document:

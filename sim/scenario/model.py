@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from sim.document import Document, dump, read
+from sim.document import Document, dump, in_order, read
 from sim.errors import At, Problem, Several, UserError, suggestion
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
@@ -264,7 +264,7 @@ def _checked(document: Document, folder: str | Path | None = None) -> Scenario:
     try:
         scenario = document.check(Scenario, **context)
     except UserError as error:
-        raise UserError(*dict.fromkeys([*error.problems, *_faulty_points(document, error, context)])) from None
+        raise UserError(*in_order([*error.problems, *_faulty_points(document, error, context)])) from None
     # The only moment at which the frozen block may still change.
     scenario._points = tuple(expand(document, scenario.sweep, Scenario, **context))
     return scenario

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel, JsonValue
 
-from sim.document import Document, Keys
+from sim.document import Document, Keys, in_order
 from sim.errors import Problem, UserError
 
 MOST_POINTS: Final = 10_000
@@ -61,9 +61,11 @@ def expand(
 
     Raises UserError with every mistake in any point.
     """
-    crosses = [_axes(document, written, axes) for written, axes in products(sweep)]
+    problems: list[Problem] = []
+    crosses = [_axes(document, written, axes, problems) for written, axes in products(sweep)]
     if sum(prod(axis.size for axis in axes) for axes in crosses) > MOST_POINTS:
-        raise UserError(document.problem(_SWEEP, f"makes more than {MOST_POINTS:,} points", "give fewer values"))
+        too_many = f"makes more than {MOST_POINTS:,} points"
+        raise UserError(document.problem(_SWEEP, too_many, "give fewer values", show_value=False))
     choices = [choice for axes in crosses for choice in _choices(axes)]
     paths = {axis.path: axis.keys for axes in crosses for axis in axes}
     found: list[Point[Model]] = []
@@ -75,30 +77,34 @@ def expand(
         except UserError as error:
             for problem in error.problems:
                 faulty[problem].append(choice)
-    if faulty:
-        raise UserError(*(_explained(document, each, where, choices) for each, where in faulty.items()))
+    problems += [_explained(document, each, where, choices) for each, where in faulty.items()]
+    if problems:
+        raise UserError(*in_order(problems))
     return found
 
 
-def _axes(document: Document, written: Keys, axes: Axes) -> list[Axis]:
-    """The axes of one product. Raises UserError with every mistake in their paths and lists."""
+def _axes(document: Document, written: Keys, axes: Axes, problems: list[Problem]) -> list[Axis]:
+    """The axes of one product that make sense; what is wrong with the others goes to *problems*."""
     found: list[Axis] = []
-    problems: list[Problem] = []
     for path, values in axes.items():
         at = (*written, path)
-        problems += _list_faults(document, at, values)
-        try:
-            axis = Axis(path, document.keys_of(path), at, len(values))
-        except UserError as error:
-            place = document.problem(at, "")
-            problems += [replace(each, file=place.file, line=place.line) for each in error.problems]
-            continue
-        if twin := next((other.path for other in found if other.keys == axis.keys), None):
-            problems.append(document.problem(at, f"means the same as {twin}", "remove one of them", show_value=False))
-        found.append(axis)
-    if problems:
-        raise UserError(*problems)
+        faults = [*_list_faults(document, at, values), *_path_faults(document, at, path, found)]
+        if not faults:
+            found.append(Axis(path, document.keys_of(path), at, len(values)))
+        problems += faults
     return found
+
+
+def _path_faults(document: Document, at: Keys, path: str, before: Sequence[Axis]) -> Iterator[Problem]:
+    try:
+        keys = document.keys_of(path)
+    except UserError as error:
+        place = document.problem(at, "")
+        yield from (replace(each, file=place.file, line=place.line) for each in error.problems)
+    else:
+        for axis in before:
+            if axis.keys == keys:
+                yield document.problem(at, f"means the same as {axis.path}", "remove one of them", show_value=False)
 
 
 def _list_faults(document: Document, at: Keys, values: Sequence[JsonValue]) -> Iterator[Problem]:
