@@ -190,8 +190,8 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on_where_it_was(small: Path) 
 
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     done = len(list(Path("results").rglob("_SUCCESS")))
-    went_on = call("sweep", "small.yaml", "--no-report", *LONGER)
-    at_once = call("sweep", "small.yaml", "--no-report", *LONGER, "--out", "at-once")
+    went_on = call("sweep", "small.yaml", "--no-report", "--jobs", "1", *LONGER)
+    at_once = call("sweep", "small.yaml", "--no-report", "--jobs", "1", *LONGER, "--out", "at-once")
 
     assert (running.returncode, len(workers) >= 2) == (-signal.SIGKILL, True)
     assert 1 <= done < 4
@@ -215,7 +215,7 @@ def test_a_point_that_fails_is_noted_and_the_others_go_on(small: Path) -> None:
     Path("results/small").mkdir(parents=True)
     Path("results/small", digest).write_text("a file where the result should go")
 
-    result = call("sweep", "small.yaml", "--set", "duration=5s")
+    result = call("sweep", "small.yaml", "--jobs", "1", "--set", "duration=5s")
 
     table = pd.read_parquet(table_of(result))
     assert result.exit_code == 2
@@ -227,7 +227,7 @@ def test_a_point_that_fails_is_noted_and_the_others_go_on(small: Path) -> None:
 def test_a_process_that_dies_takes_only_its_own_task_with_it() -> None:
     tasks = ["1 + 1", "__import__('os')._exit(1)", "2 + 2", "__import__('os').kill(__import__('os').getpid(), 9)", "3"]
 
-    ended = dict(run_all(eval, tasks, jobs=2))
+    ended = dict(run_all(eval, tasks, jobs=1))
 
     assert {number: None if isinstance(each, Died) else each for number, each in ended.items()} == {
         0: 2, 1: None, 2: 4, 3: None, 4: 3,
@@ -235,7 +235,7 @@ def test_a_process_that_dies_takes_only_its_own_task_with_it() -> None:
 
 
 def test_a_missed_expectation_leaves_with_1(small: Path) -> None:
-    result = call("sweep", "small.yaml", "--no-report", "--set", "expect=[pages_sharing >= 1]")
+    result = call("sweep", "small.yaml", "--no-report", "--jobs", "1", "--set", "expect=[pages_sharing >= 1]")
 
     assert result.exit_code == 1
     assert list(pd.read_parquet(table_of(result))["met"]) == [False, False, True, True]
