@@ -665,20 +665,20 @@ def _plan_text(todo: Plan) -> str:
 
 
 def _sweep_json(swept: Swept) -> str:
-    from sim.report.sweep_page import conclusions
+    from sim.report.sweep_page import conclusion
 
     points = swept.table.astype(object).where(swept.table.notna(), None).to_dict("records")
-    told = {"result": str(swept.folder), "conclusions": conclusions(swept), "axes": list(swept.axes), "points": points}
+    told = {"result": str(swept.folder), "conclusion": conclusion(swept), "axes": list(swept.axes), "points": points}
     return _as_json(told)
 
 
 def _sweep_text(swept: Swept, console: Console) -> str:
     """Return one line for each point, what failed, and last the folder of the table."""
-    from sim.report.sweep_page import conclusions, rows
+    from sim.report.sweep_page import conclusion, rows
 
     if console.quiet:
         return str(swept.folder)
-    return "\n\n".join([*conclusions(swept), _table(rows(swept)), str(swept.folder)])
+    return "\n\n".join([conclusion(swept), _table(rows(swept)), str(swept.folder)])
 
 
 def _calibration_json(found: Calibration, file: Path) -> str:

@@ -36,12 +36,13 @@ Row = Any
 def judge(swept: Swept) -> pd.DataFrame:
     """The table of a sweep with `fault`, why a point must not be chosen, and `mark`, a name that it has of its own."""
     table = swept.table.copy()
-    table["fault"] = [_fault(row) for _, row in table.iterrows()]
+    table["fault"] = [why_not(row) for _, row in table.iterrows()]
     table["mark"] = [_mark_of(point.scenario) for point in swept.scenario.points]
     return table
 
 
-def _fault(row: Row) -> str:
+def why_not(row: Row) -> str:
+    """Why a point must not be chosen, or nothing."""
     if row["error"]:
         return "failed"
     if pd.isna(row[GAIN]) or pd.isna(row[COST]):

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from sim import document
 from sim.columns import METRICS
-from sim.report import frontier
+from sim.report import crossover, frontier
 from sim.report.html import PICTURES, details, drawing, page, publish, section
 from sim.report.markup import Markup, figure, table, tag
 from sim.report.style import RC
@@ -55,32 +55,44 @@ def rows(swept: Swept) -> Sequence[Sequence[str]]:
     return found
 
 
-def conclusions(swept: Swept) -> Sequence[str]:
-    """What the sweep shows, in sentences."""
-    return [frontier.conclusion(frontier.judge(swept), swept.axes)]
+def conclusion(swept: Swept) -> str:
+    """What the sweep shows, in a few sentences."""
+    if axis := crossover.memory_axis(swept):
+        return crossover.conclusion(crossover.lines(swept, axis), crossover.promised_bytes(swept.scenario))
+    return frontier.conclusion(frontier.judge(swept), swept.axes)
 
 
 def write(swept: Swept) -> Path:
-    """Write report.html and the pictures (PNG and SVG) beside the table of the sweep; return the page's path.
+    """Write report.html and the picture (PNG and SVG) beside the table of the sweep; return the page's path.
 
     Raises UserError when the folder cannot take them and MachineError when the disk is full.
     """
     with explained(swept.folder), mpl.rc_context(RC):
         (swept.folder / PICTURES).mkdir(exist_ok=True)
-        drawn = [_draw(picture, swept.folder / PICTURES) for picture in _pictures(swept)]
+        picture = _picture(swept)
+        drawn = _draw(picture, swept.folder / PICTURES) if picture else Markup()
         return publish(page(swept.scenario.name, _sections(swept, drawn)), swept.folder)
 
 
-def _pictures(swept: Swept) -> Iterator[_Picture]:
-    points = frontier.judge(swept)
-    if points[[frontier.GAIN, frontier.COST]].notna().all(axis=1).any():
-        yield _Picture(
-            "frontier",
-            "The frontier between memory and CPU",
-            "Each point is one setting. Higher carries more guests, further left costs less; no point above the line "
-            "is to be had. Crosses must not be used.",
-            partial(frontier.draw, points, swept.axes),
+def _picture(swept: Swept) -> _Picture | None:
+    """The picture that fits the sweep, if there is anything to be seen."""
+    if swept.table[[frontier.GAIN, frontier.COST]].isna().any(axis=1).all():
+        return None
+    if axis := crossover.memory_axis(swept):
+        return _Picture(
+            "crossover",
+            "Slowdown of guests against the memory of the host",
+            "Each line is one way to use memory, lower being better. Guests are slowed by TLB misses and by waiting for "
+            "memory. Dotted: where another way becomes the best.",
+            partial(crossover.draw, crossover.lines(swept, axis), crossover.promised_bytes(swept.scenario)),
         )
+    return _Picture(
+        "frontier",
+        "The frontier between memory and CPU",
+        "Each point is one setting. Higher carries more guests, further left costs less; nothing lies above the line. "
+        "Crosses must not be used.",
+        partial(frontier.draw, frontier.judge(swept), swept.axes),
+    )
 
 
 def _draw(picture: _Picture, folder: Path) -> Markup:
@@ -89,12 +101,11 @@ def _draw(picture: _Picture, folder: Path) -> Markup:
     return figure(svg, picture.name, picture.title, picture.text)
 
 
-def _sections(swept: Swept, drawn: Sequence[Markup]) -> Iterator[Markup]:
+def _sections(swept: Swept, drawn: Markup) -> Iterator[Markup]:
     yield tag("h1", swept.scenario.name)
     yield tag("p", swept.scenario.description, class_="about")
-    for text in conclusions(swept):
-        yield tag("p", text, class_="conclusion")
-    yield from drawn
+    yield tag("p", conclusion(swept), class_="conclusion")
+    yield drawn
     header, *body = rows(swept)
     yield section("All points", table(header, body, "All metrics are in points.parquet"))
     yield details("The scenario with every default", tag("pre", document.dump(swept.scenario.resolved())))
