@@ -37,7 +37,7 @@ def judge(swept: Swept) -> pd.DataFrame:
     """The table of a sweep with `fault`, why a point must not be chosen, and `mark`, a name that it has of its own."""
     table = swept.table.copy()
     table["fault"] = [why_not(row) for _, row in table.iterrows()]
-    table["mark"] = [_mark_of(point.scenario) for point in swept.scenario.points]
+    table["mark"] = [mark_of(point.scenario) for point in swept.scenario.points]
     return table
 
 
@@ -50,7 +50,7 @@ def why_not(row: Row) -> str:
     return "killed guests" if row["oom_kills"] else ""
 
 
-def _mark_of(scenario: Scenario) -> str:
+def mark_of(scenario: Scenario) -> str:
     """A tuner's name, or that KSM runs everywhere as the kernel sets it (mm/ksm.c): 100 pages every 20 ms."""
     tuned = [name for host in scenario.hosts for name in _KSM_BLOCKS[1:] if getattr(host, name)]
     as_set = {(host.ksm.run, host.ksm.pages_to_scan, host.ksm.sleep_millisecs) for host in scenario.hosts}

@@ -82,7 +82,7 @@ def _picture(swept: Swept) -> _Picture | None:
         return _Picture(
             "crossover",
             "Slowdown of guests against the memory of the host",
-            "Each line is one way to use memory, lower being better. Guests are slowed by TLB misses and by waiting for "
+            "Each line is one way to use memory; lower is better. Guests are slowed by TLB misses and by waiting for "
             "memory. Dotted: where another way becomes the best.",
             partial(crossover.draw, crossover.lines(swept, axis), crossover.promised_bytes(swept.scenario)),
         )
