@@ -253,6 +253,10 @@ def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None
 
     scenario = load(file, overrides, seed)
     _refuse_unwritable(out)
+    if scenario.points:
+        console.say(
+            f"this runs the scenario as it stands; its sweep of {len(scenario.points):,} points: overcommit sweep"
+        )
     if console.verbose:
         console.say(_table(estimate(scenario).rows()))
     with console.progress(scenario.name) as progress:
