@@ -53,7 +53,7 @@ def why_not(row: Row) -> str:
 def mark_of(scenario: Scenario) -> str:
     """A tuner's name, or that KSM runs everywhere as the kernel sets it (mm/ksm.c): 100 pages every 20 ms."""
     tuned = [name for host in scenario.hosts for name in _KSM_BLOCKS[1:] if getattr(host, name)]
-    as_set = {(host.ksm.run, host.ksm.pages_to_scan, host.ksm.sleep_millisecs) for host in scenario.hosts}
+    as_set = {host.ksm and (host.ksm.run, host.ksm.pages_to_scan, host.ksm.sleep_millisecs) for host in scenario.hosts}
     return tuned[0] if tuned else DEFAULT * (as_set == {(1, 100, 20)})
 
 

@@ -30,6 +30,7 @@ class _Picture(NamedTuple):
     name: str
     title: str
     text: str
+    """What it shows, for the caption and for those who cannot see it."""
     draw: Callable[[Axes], object]
 
 
@@ -67,15 +68,24 @@ def write(swept: Swept) -> Path:
 
     Raises UserError when the folder cannot take them and MachineError when the disk is full.
     """
-    with explained(swept.folder), mpl.rc_context(RC):
-        (swept.folder / PICTURES).mkdir(exist_ok=True)
-        picture = _picture(swept)
-        drawn = _draw(picture, swept.folder / PICTURES) if picture else Markup()
-        return publish(page(swept.scenario.name, _sections(swept, drawn)), swept.folder)
+    pictures = swept.folder / PICTURES
+    with explained(swept.folder):
+        pictures.mkdir(exist_ok=True)
+        return publish(page(swept.scenario.name, _sections(swept, draw(swept, pictures))), swept.folder)
+
+
+def draw(swept: Swept, folder: Path) -> Markup:
+    """Draw the picture that fits the sweep, if there is anything to be seen, as PNG, as SVG, and for a page."""
+    picture = _picture(swept)
+    if picture is None:
+        return Markup()
+    with mpl.rc_context(RC):
+        svg = drawing(picture.draw, 1, folder / f"{picture.name}.png", _PANEL)
+    (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
+    return figure(svg, picture.name, picture.title, picture.text)
 
 
 def _picture(swept: Swept) -> _Picture | None:
-    """The picture that fits the sweep, if there is anything to be seen."""
     if swept.table[[frontier.GAIN, frontier.COST]].isna().any(axis=1).all():
         return None
     if axis := crossover.memory_axis(swept):
@@ -93,12 +103,6 @@ def _picture(swept: Swept) -> _Picture | None:
         "Crosses must not be used.",
         partial(frontier.draw, frontier.judge(swept), swept.axes),
     )
-
-
-def _draw(picture: _Picture, folder: Path) -> Markup:
-    svg = drawing(picture.draw, 1, folder / f"{picture.name}.png", _PANEL)
-    (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
-    return figure(svg, picture.name, picture.title, picture.text)
 
 
 def _sections(swept: Swept, drawn: Markup) -> Iterator[Markup]:
