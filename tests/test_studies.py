@@ -18,7 +18,7 @@ from matplotlib.image import imread
 
 import sim
 from sim.columns import METRICS
-from sim.report import frontier, sweep_page
+from sim.report import sweep_page
 from sim.scenario import Scenario
 from sim.study import Swept, plan, run_points
 
@@ -74,7 +74,7 @@ def test_the_picture_is_drawn_from_the_table(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_is_what_its_scenario_gives(name: str) -> None:
     swept = shown(name)
-    number = int(frontier.judge(swept)["cpu_overhead_percent"].argmax())
+    number = int(swept.table["cpu_overhead_percent"].argmax())
 
     summary = sim.run(asked(name).points[number].scenario).summary
 

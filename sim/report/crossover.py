@@ -15,7 +15,6 @@ from sim.report.frontier import why_not
 from sim.report.style import COLOURS
 from sim.report.words import amount, listed, short_names
 from sim.scenario import Scenario
-from sim.study import Swept
 from sim.units import GIB, about_bytes, parse_bytes
 
 _FEWEST: Final = 3
@@ -36,11 +35,11 @@ class Reign(NamedTuple):
     """The last point in it."""
 
 
-def memory_axis(swept: Swept) -> str | None:
+def memory_axis(table: pd.DataFrame, axes: Sequence[str]) -> str | None:
     """The axis that is the memory of a host, if the sweep gives it enough values beside another axis."""
-    for axis in swept.axes:
+    for axis in axes:
         where, *_, last = axis.split(".")
-        if (where, last) == ("hosts", "memory") and swept.table[axis].nunique() >= _FEWEST and len(swept.axes) > 1:
+        if (where, last) == ("hosts", "memory") and table[axis].nunique() >= _FEWEST and len(axes) > 1:
             return axis
     return None
 
@@ -51,10 +50,9 @@ def slowdown(table: pd.DataFrame) -> pd.Series[float]:
     return (1 + misses / 100) / (table["progress_percent"] / 100) * 100 - 100
 
 
-def lines(swept: Swept, axis: str) -> pd.DataFrame:
+def lines(table: pd.DataFrame, axes: Sequence[str], axis: str) -> pd.DataFrame:
     """One row per point, plenty of memory first: `way` (settings of the other axes), `memory`, `slowdown`, `fault`."""
-    others = [(each, name) for each, name in zip(swept.axes, short_names(swept.axes), strict=True) if each != axis]
-    table = swept.table
+    others = [(each, name) for each, name in zip(axes, short_names(axes), strict=True) if each != axis]
     named = [" ".join(f"{row[each]}" if len(others) == 1 else f"{name} {row[each]}" for each, name in others)
              for _, row in table.iterrows()]  # fmt: skip
     found = pd.DataFrame({

@@ -15,12 +15,14 @@ from matplotlib.ticker import FuncFormatter
 from sim.report.style import COLOURS
 from sim.report.words import amount, listed, short_names
 from sim.scenario import Scenario
-from sim.study import Swept
+from sim.scenario.points import Point
 
 GAIN: Final = "consolidation_ratio"
 COST: Final = "cpu_overhead_percent"
 NEAR: Final = 0.02
 """A ratio this near to the best one is as good: more CPU for less than that buys next to nothing."""
+MOST_LOST: Final = 2
+"""Work, in percent, that guests may lose by waiting for memory: what a host that is too small must not hide."""
 DEFAULT: Final = "the kernel's default"
 
 _KSM_BLOCKS: Final = ("ksm", "ksmtuned", "mom")
@@ -33,12 +35,10 @@ Row = Any
 """One point: a row of the frame."""
 
 
-def judge(swept: Swept) -> pd.DataFrame:
+def judge(table: pd.DataFrame, points: Sequence[Point[Scenario]]) -> pd.DataFrame:
     """The table of a sweep with `fault`, why a point must not be chosen, and `mark`, a name that it has of its own."""
-    table = swept.table.copy()
-    table["fault"] = [why_not(row) for _, row in table.iterrows()]
-    table["mark"] = [mark_of(point.scenario) for point in swept.scenario.points]
-    return table
+    faults = [why_not(row) for _, row in table.iterrows()]
+    return table.assign(fault=faults, mark=[mark_of(point.scenario) for point in points])
 
 
 def why_not(row: Row) -> str:
@@ -47,7 +47,9 @@ def why_not(row: Row) -> str:
         return "failed"
     if pd.isna(row[GAIN]) or pd.isna(row[COST]):
         return "no guest was left"
-    return "killed guests" if row["oom_kills"] else ""
+    if row["oom_kills"]:
+        return "killed guests"
+    return f"guests lost more than {MOST_LOST} % of their work" if 100 - row["progress_percent"] > MOST_LOST else ""
 
 
 def mark_of(scenario: Scenario) -> str:

@@ -21,7 +21,8 @@ from sim.report.words import amount, short_names
 from sim.results.store import explained
 from sim.study import Swept
 
-_SHOWN = (frontier.GAIN, frontier.COST, "ksmd_cpu_percent_settled", "mem_used_bytes", "mem_huge_bytes", "oom_kills")
+_SHOWN = (frontier.GAIN, frontier.COST, "ksmd_cpu_percent_settled", "mem_used_bytes", "mem_huge_bytes", "mem_swapped_bytes",
+          "progress_percent", "tlb_slowdown_percent", "oom_kills")
 _UNITS = {metric.name: metric.unit for metric in METRICS}
 _PANEL = 4.4
 
@@ -43,7 +44,7 @@ def rows(swept: Swept) -> Sequence[Sequence[str]]:
             "",
         ]
     ]
-    points = frontier.judge(swept)
+    points = frontier.judge(swept.table, swept.scenario.points)
     chosen = frontier.choice(points)
     best = set(frontier.front(points).index)
     for number, row in points.iterrows():
@@ -58,9 +59,9 @@ def rows(swept: Swept) -> Sequence[Sequence[str]]:
 
 def conclusion(swept: Swept) -> str:
     """What the sweep shows, in a few sentences."""
-    if axis := crossover.memory_axis(swept):
-        return crossover.conclusion(crossover.lines(swept, axis), crossover.promised_bytes(swept.scenario))
-    return frontier.conclusion(frontier.judge(swept), swept.axes)
+    if axis := crossover.memory_axis(swept.table, swept.axes):
+        return crossover.conclusion(crossover.lines(swept.table, swept.axes, axis), crossover.promised_bytes(swept.scenario))
+    return frontier.conclusion(frontier.judge(swept.table, swept.scenario.points), swept.axes)
 
 
 def write(swept: Swept) -> Path:
@@ -88,20 +89,20 @@ def draw(swept: Swept, folder: Path) -> Markup:
 def _picture(swept: Swept) -> _Picture | None:
     if swept.table[[frontier.GAIN, frontier.COST]].isna().any(axis=1).all():
         return None
-    if axis := crossover.memory_axis(swept):
+    if axis := crossover.memory_axis(swept.table, swept.axes):
         return _Picture(
             "crossover",
             "Slowdown of guests against the memory of the host",
             "Each line is one way to use memory; lower is better. Guests are slowed by TLB misses and by waiting for "
             "memory. Dotted: where another way becomes the best.",
-            partial(crossover.draw, crossover.lines(swept, axis), crossover.promised_bytes(swept.scenario)),
+            partial(crossover.draw, crossover.lines(swept.table, swept.axes, axis), crossover.promised_bytes(swept.scenario)),
         )
     return _Picture(
         "frontier",
         "The frontier between memory and CPU",
         "Each point is one setting. Higher carries more guests, further left costs less; nothing lies above the line. "
         "Crosses must not be used.",
-        partial(frontier.draw, frontier.judge(swept), swept.axes),
+        partial(frontier.draw, frontier.judge(swept.table, swept.scenario.points), swept.axes),
     )
 
 
