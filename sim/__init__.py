@@ -16,6 +16,7 @@ The package in reading order; a file imports only from what stands above it.
     results/      tables, summary, result folders
     sizing        what a run will take, known before it starts
     run           scenario in, result out
+    study/        many runs of one scenario: sweeps
     report/       pictures and one self-contained page
     lab/          the real kernel
     cli           one function per verb
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from sim.scenario import Scenario, parse
     from sim.scenario import load as read
     from sim.sizing import estimate
+    from sim.study import sweep
 
-__all__ = ["Result", "Scenario", "capture", "compare", "estimate", "load", "parse", "read", "replay", "run"]
+__all__ = ["Result", "Scenario", "capture", "compare", "estimate", "load", "parse", "read", "replay", "run", "sweep"]
 
 _HOMES = {
     "Result": ("sim.run", "Result"),
@@ -48,6 +50,7 @@ _HOMES = {
     "read": ("sim.scenario", "load"),
     "replay": ("sim.lab.replay", "replay"),
     "run": ("sim.run", "run"),
+    "sweep": ("sim.study", "sweep"),
 }
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sim.run import Result
     from sim.scenario import Scenario
     from sim.scenario.expect import Verdict
+    from sim.study import Plan, Swept
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Progress = Callable[[float, str], None]
@@ -80,6 +81,8 @@ class Console:
     verbose: bool = False
     kept: Path | None = None
     """The result folder that is already whole."""
+    kept_so_far: str = "nothing was kept"
+    """What an interruption leaves before there is one."""
 
     def data(self, text: str) -> None:
         """Print what the caller asked for."""
@@ -139,7 +142,7 @@ def _explain_failure(error: BaseException, console: Console) -> int:
             console.complain("not enough memory; `overcommit explain` estimates what a scenario needs")
             return MachineError.exit_code
         case KeyboardInterrupt():
-            kept = f"the result in {console.kept} is complete" if console.kept else "nothing was kept"
+            kept = f"the result in {console.kept} is complete" if console.kept else console.kept_so_far
             console.complain(f"interrupted; {kept}")
             return EXIT_INTERRUPTED
         case BrokenPipeError():
@@ -251,6 +254,10 @@ def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None
 
     scenario = load(file, overrides, seed)
     _refuse_unwritable(out)
+    if scenario.points:
+        console.say(
+            f"this runs the scenario as it stands; its sweep of {len(scenario.points):,} points: overcommit sweep"
+        )
     if console.verbose:
         console.say(_table(estimate(scenario).rows()))
     with console.progress(scenario.name) as progress:
@@ -270,6 +277,48 @@ def _keep(result: Result | Replay, out: Path, with_report: bool, console: Consol
     met = all(verdict.met for verdict in result.verdicts)
     console.data(_run_json(result, console.kept, met) if console.json else _run_text(result, console))
     return 0 if met else EXIT_UNMET
+
+
+@main.command()
+@_file_argument
+@_set_option
+@_seed_option
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; as many as processors unless given.")
+@_out_option
+@_report_option
+@_talks
+@click.pass_obj
+def sweep(
+    console: Console,
+    file: Path,
+    overrides: Sequence[str],
+    seed: int | None,
+    jobs: int | None,
+    out: Path,
+    with_report: bool,
+) -> int:
+    """Run every point of FILE's sweep, keep each result, and show what to set.
+
+    Points that have a result already are not run again. The last line printed is the folder of the table of all points.
+    """
+    from sim.scenario import load
+    from sim.study import plan, run_points
+
+    scenario = load(file, overrides, seed)
+    _refuse_unwritable(out)
+    todo = plan(scenario, out, jobs)
+    console.say(_plan_text(todo))
+    console.kept_so_far = "the points that are done are kept; the same command goes on from there"
+    with console.progress(scenario.name) as progress:
+        swept = run_points(todo, progress)
+    console.kept = swept.folder
+    if with_report:
+        from sim.report.sweep_page import write
+
+        write(swept)
+    console.data(_sweep_json(swept) if console.json else _sweep_text(swept, console))
+    unmet = 0 if swept.table["met"].all() else EXIT_UNMET
+    return max([unmet, *(failure.exit_code for failure in swept.failures.values())])
 
 
 @main.command()
@@ -606,6 +655,35 @@ def _run_text(result: Result | Replay, console: Console) -> str:
     if console.verbose:
         blocks.append(_table((name, str(value)) for name, value in result.manifest.items()))
     return "\n\n".join([*blocks, str(console.kept)])
+
+
+def _plan_text(todo: Plan) -> str:
+    from sim.units import SECOND, about_duration
+
+    points = len(todo.digests)
+    text = f"{points:,} points"
+    if len(todo.left) < points:
+        text += f", {points - len(todo.left):,} of them known"
+    if todo.left:
+        text += f"; about {about_duration(todo.cpu_seconds * SECOND)} of CPU time in {todo.jobs} processes"
+    return text
+
+
+def _sweep_json(swept: Swept) -> str:
+    from sim.report.sweep_page import conclusion
+
+    points = swept.table.astype(object).where(swept.table.notna(), None).to_dict("records")
+    told = {"result": str(swept.folder), "conclusion": conclusion(swept), "axes": list(swept.axes), "points": points}
+    return _as_json(told)
+
+
+def _sweep_text(swept: Swept, console: Console) -> str:
+    """Return one line for each point, what failed, and last the folder of the table."""
+    from sim.report.sweep_page import conclusion, rows
+
+    if console.quiet:
+        return str(swept.folder)
+    return "\n\n".join([conclusion(swept), _table(rows(swept)), str(swept.folder)])
 
 
 def _calibration_json(found: Calibration, file: Path) -> str:

@@ -62,9 +62,31 @@ class Document:
         data = copy.deepcopy(self.data)
         parent, keys = _find(data, dotted.split("."), source)
         parent[keys[-1]] = builder.read(text, keys)
-        places = {keys[:end]: Place(source, None, "") for end in range(1, len(keys))}
+        changed = replace(self, data=data, overrides=(*self.overrides, assignment))
+        return changed._placed(keys, Place(source, None, ""), builder.places)
+
+    def at(self, keys: Keys, absent: object = None) -> Any:
+        """Return the value at `keys`, or `absent`."""
+        return _at(self.data, keys, absent)
+
+    def keys_of(self, dotted: str) -> Keys:
+        """Return the keys that a dotted path means, as in `override`. Raises UserError for one that cannot exist."""
+        return _find(copy.deepcopy(self.data), dotted.split("."), self.source)[1]
+
+    def copied(self, source: Keys, keys: Keys) -> Document:
+        """Return the document with the value at `source` also at `keys`, its place still being where it was written."""
+        data = copy.deepcopy(self.data)
+        parent, keys = _find(data, [str(key) for key in keys], self.source)
+        parent[keys[-1]] = copy.deepcopy(_at(data, source))
+        size = len(source)
+        below = {(*keys, *at[size:]): place for at, place in self.places.items() if at[:size] == source}
+        return replace(self, data=data)._placed(keys, self.places.get(source, Place(self.source, None, "")), below)
+
+    def _placed(self, keys: Keys, above: Place, below: Mapping[Keys, Place]) -> Document:
+        """Return the document with new places at and below `keys`; blocks made to hold them are at `above`."""
+        places = {keys[:end]: above for end in range(1, len(keys))}
         places |= {at: place for at, place in self.places.items() if at[: len(keys)] != keys}
-        return Document(self.source, data, places | builder.places, (*self.overrides, assignment))
+        return replace(self, places={**places, **below})
 
     def check(self, model: type[Model], **context: object) -> Model:
         """Return the document as a block of type `model`; `context` reaches its validators.
@@ -77,8 +99,7 @@ class Document:
         except ValidationError as error:
             details = error.errors(include_url=False)
         faults = _settle_unions(fault for detail in details for fault in _faults(detail, self.data, model))
-        problems = dict.fromkeys(self._locate(fault) for fault in faults)
-        raise UserError(*sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
+        raise UserError(*in_order(self._locate(fault) for fault in faults))
 
     def _json(self) -> str:
         try:
@@ -100,6 +121,11 @@ class Document:
         return self.problem(fault.keys, fault.message, fault.remedy, show_value=fault.show_value)
 
 
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Return each problem once, in the order of the file."""
+    return sorted(dict.fromkeys(problems), key=lambda problem: (problem.line is None, problem.line or 0))
+
+
 def read(path: str | Path) -> Document:
     """Read a YAML file strictly; raises UserError for anything that is not one plain mapping of keys."""
     source = str(path)
@@ -114,6 +140,14 @@ def read(path: str | Path) -> Document:
 def dump(data: object) -> str:
     """Write plain data as YAML text that `read` gives back unchanged, keys in their order and no aliases."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def dump_line(data: object) -> str:
+    """Write plain data as YAML in one line."""
+    text = yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=MAX_BYTES, default_flow_style=True
+    )
+    return str(text).strip()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sim.columns import PAGE_BYTES
 from sim.errors import MachineError, UserError
 from sim.host import Machine, Report
-from sim.sizing import estimate
+from sim.sizing import Estimate, estimate
 from sim.units import about_bytes, about_duration
 
 if TYPE_CHECKING:
@@ -46,18 +46,7 @@ def run(scenario: Scenario, progress: Progress | None = None) -> Result:
 
     Raises MachineError if this machine's memory cannot hold it.
     """
-    need = estimate(scenario)
-    if need.peak_pages > _MOST_PAGES:
-        raise UserError(
-            f"{scenario.name}: a host would hold {about_bytes(need.peak_pages * PAGE_BYTES)} of guests, "
-            f"more than {about_bytes(_MOST_PAGES * PAGE_BYTES)}; spread them over more hosts"
-        )
-    available = _available_bytes()
-    if need.memory_bytes > available:
-        raise MachineError(
-            f"{scenario.name}: needs about {about_bytes(need.memory_bytes)} of memory for {need.pages:,} guest pages, "
-            f"this machine has {about_bytes(available)} free; give fewer or smaller guests"
-        )
+    check_size(scenario)
     digest = scenario.digest(package_version("overcommit"))
     began, cpu_began = time.perf_counter(), time.process_time()
     assignments = scenario.assignments()
@@ -74,6 +63,23 @@ def run(scenario: Scenario, progress: Progress | None = None) -> Result:
             sample_every=scenario.sample_every, progress=tell,
         ).run())  # fmt: skip
     return _result(scenario, digest, reports, time.perf_counter() - began, time.process_time() - cpu_began)
+
+
+def check_size(scenario: Scenario) -> Estimate:
+    """Return what a run will take. Raises UserError or MachineError if that is too much."""
+    need = estimate(scenario)
+    if need.peak_pages > _MOST_PAGES:
+        raise UserError(
+            f"{scenario.name}: a host would hold {about_bytes(need.peak_pages * PAGE_BYTES)} of guests, "
+            f"more than {about_bytes(_MOST_PAGES * PAGE_BYTES)}; spread them over more hosts"
+        )
+    available = available_bytes()
+    if need.memory_bytes > available:
+        raise MachineError(
+            f"{scenario.name}: needs about {about_bytes(need.memory_bytes)} of memory for {need.pages:,} guest pages, "
+            f"this machine has {about_bytes(available)} free; give fewer or smaller guests"
+        )
+    return need
 
 
 def _result(scenario: Scenario, digest: str, reports: Sequence[Report], wall_s: float, cpu_s: float) -> Result:
@@ -118,7 +124,7 @@ def package_version(package: str) -> str:
         return "not installed"
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Memory that this process may still use."""
     return _kib("/proc/meminfo", "MemAvailable") * 1024
 

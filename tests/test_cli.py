@@ -43,7 +43,7 @@ class World:
         self.loaded.append((path, tuple(overrides), seed))
         if str(path) in self.problems:
             raise UserError(*self.problems[str(path)])
-        return SimpleNamespace(name="web", resolved=lambda: {"name": "web", "hosts": [{"memory": "16GiB"}]})
+        return SimpleNamespace(name="web", points=(), resolved=lambda: {"name": "web", "hosts": [{"memory": "16GiB"}]})
 
     def run(self, scenario: SimpleNamespace, progress: Callable[[float, str], None] | None) -> SimpleNamespace:
         self.progress.append(progress)

@@ -381,7 +381,14 @@ _NPZ_REMEDY = "an image is an .npz with the arrays content [snapshots, pages] an
 
 
 def _defect(path: Path) -> str:
-    """What is wrong with the file of a captured image, or nothing; holds no more than a piece of it in memory."""
+    """What is wrong with the file of a captured image, or nothing; looks again only when the file has changed."""
+    told = os.stat(path)
+    return _defect_found(path, told.st_mtime_ns, told.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _defect_found(path: Path, mtime_ns: int, size: int) -> str:
+    """Look for it; holds no more than a piece of the file in memory."""
     try:
         with zipfile.ZipFile(path) as archive:
             return _wrong_layout(_headers(archive)) or _wrong_times(archive) or _wrong_contents(archive)

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -63,14 +63,18 @@ def write(result: Judged, folder: Path) -> Path:
 
     Raises UserError when the folder cannot take them and MachineError when the disk is full.
     """
-    page = folder / PAGE
     with explained(folder), mpl.rc_context(RC):
         (folder / PICTURES).mkdir(exist_ok=True)
         drawn = [_draw(picture, folder / PICTURES / f"{picture.name}.png") for picture in _pictures(result)]
-        whole = page.with_name(f".{PAGE}.new")
-        whole.write_text(_page(result, drawn), encoding="utf-8")
-        os.replace(whole, page)
-    return page
+        return publish(page(result.scenario.name, _sections(result, result.scenario.resolved(), drawn)), folder)
+
+
+def publish(text: str, folder: Path) -> Path:
+    """Put the page into the folder, whole or not at all."""
+    new = folder / f".{PAGE}.new"
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, folder / PAGE)
+    return folder / PAGE
 
 
 def _pictures(result: Judged) -> Iterator[_Picture]:
@@ -131,27 +135,32 @@ def _on_clock(axes: Axes, real: bool) -> Axes:
 
 
 def _draw(picture: _Picture, png: Path) -> Markup:
-    height = _ABOVE + picture.panels * _PANEL + _BELOW
+    return figure(drawing(picture.draw, picture.panels, png), picture.name, picture.title, picture.text)
+
+
+def drawing(draw: Callable[..., object], panels: int, png: Path, panel: float = _PANEL) -> str:
+    """Have *draw* fill panels of so many inches, one below the other; save them as PNG and return them as SVG."""
+    height = _ABOVE + panels * panel + _BELOW
     canvas = Figure(figsize=(_WIDTH, height))
-    picture.draw(*canvas.subplots(picture.panels, 1, sharex=True, squeeze=False)[:, 0])
+    draw(*canvas.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
     # The same margins in every picture put equal times below each other.
     canvas.subplots_adjust(**_MARGINS, top=1 - _ABOVE / height, bottom=_BELOW / height, hspace=_BETWEEN)
     canvas.savefig(png, dpi=_DPI, metadata={"Software": None})
     svg = io.StringIO()
     canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return figure(svg.getvalue(), picture.name, picture.title, picture.text)
+    return svg.getvalue()
 
 
-def _page(result: Judged, drawn: Sequence[Markup]) -> str:
-    resolved = result.scenario.resolved()
+def page(title: str, sections: Iterable[Markup]) -> str:
+    """Return a page that opens offline."""
     head = tag(
         "head",
         Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         Markup('<meta name="color-scheme" content="light dark">'),
-        tag("title", f"{result.scenario.name}: overcommit report"),
+        tag("title", f"{title}: overcommit report"),
         tag("style", Markup(_css())),
     )
-    body = tag("body", tag("main", *_sections(result, resolved, drawn)))
+    body = tag("body", tag("main", *sections))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
@@ -169,24 +178,26 @@ def _sections(result: Judged, resolved: Mapping[str, Any], drawn: Sequence[Marku
     yield tag("p", resolved.get("description") or "", class_="about")
     yield tag("p", conclusion(result.samples, result.guests, result.summary), class_="conclusion")
     if result.verdicts:
-        yield _section("Expectations", _expectations(result.verdicts))
-    yield _section("Headline figures", _metrics(HEADLINES, result.summary, "What the run comes to"))
+        yield section("Expectations", _expectations(result.verdicts))
+    yield section("Headline figures", _metrics(HEADLINES, result.summary, "What the run comes to"))
     yield from drawn
     if not result.guests.empty:
-        yield _section("Guests", _guests(result.guests))
+        yield section("Guests", _guests(result.guests))
     if not result.events.empty:
-        yield _section("Events", _events(result.events))
-    yield _section("Hosts", *(_settings(host, f"hosts.{at}") for at, host in enumerate(resolved["hosts"])))
-    yield _section("How this was made", _settings(result.manifest, "The run and the programs behind it"))
-    yield _details("Kernel counters at the end", _metrics(COUNTER_METRICS, result.summary, "Summed over hosts"))
-    yield _details("The scenario with every default", tag("pre", document.dump(resolved)))
+        yield section("Events", _events(result.events))
+    yield section("Hosts", *(_settings(host, f"hosts.{at}") for at, host in enumerate(resolved["hosts"])))
+    yield section("How this was made", _settings(result.manifest, "The run and the programs behind it"))
+    yield details("Kernel counters at the end", _metrics(COUNTER_METRICS, result.summary, "Summed over hosts"))
+    yield details("The scenario with every default", tag("pre", document.dump(resolved)))
 
 
-def _section(title: str, *content: Markup) -> Markup:
+def section(title: str, *content: Markup) -> Markup:
+    """Return a part of the page under a heading."""
     return tag("section", tag("h2", title), *(tag("div", part, class_="wide") for part in content))
 
 
-def _details(title: str, content: Markup) -> Markup:
+def details(title: str, content: Markup) -> Markup:
+    """Return a part of the page that opens on demand."""
     return tag("details", tag("summary", title), tag("div", content, class_="wide"))
 
 

@@ -1,6 +1,6 @@
 """Figures of a run in words: amounts with units and the conclusion in one sentence."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -77,3 +77,14 @@ def _remarks(summary: Summary, ksm: bool) -> Iterator[str]:
         yield "KSM's metadata takes more memory than KSM saves."
     if ksm and (summary["full_scans"] or 0) < _SCANS_TO_MERGE:
         yield "KSM merges a page on its second visit at the earliest, and the run ended before two full scans."
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Join parts of a sentence: "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def short_names(paths: Sequence[str]) -> Sequence[str]:
+    """Return the paths without the number or name of what they belong to, where that leaves them different."""
+    short = [".".join(path.split(".")[2:]) or path for path in paths]
+    return short if len(set(short)) == len(short) else paths

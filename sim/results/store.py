@@ -104,6 +104,16 @@ def load(path: Path) -> Loaded:
     return Loaded(folder=folder, **frames, summary=summary, manifest=manifest, scenario=scenario)
 
 
+def kept_summary(name: str, digest: str, out: Path) -> Summary | None:
+    """Return the metrics of a run that `write` put into `out`, or None when it is not there or not whole."""
+    folder = Path(out, name, digest)
+    try:
+        summary: Summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return summary if (folder / _COMPLETE).exists() else None
+
+
 def _file_name(name: str) -> str:
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"scenario name {name!r} cannot be a folder name; use letters, digits and dashes")

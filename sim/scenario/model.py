@@ -7,14 +7,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from sim.document import Document, dump, read
-from sim.errors import At, Several, suggestion
+from sim.document import Document, dump, in_order, read
+from sim.errors import At, Problem, Several, UserError, suggestion
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
 from sim.memory.image import Captured, Synthetic, pages_of
 from sim.scenario.expect import ExpectationText
+from sim.scenario.points import Axes, Point, expand
 from sim.units import MINUTE, SECOND, Block, Duration, Name, format_bytes, format_duration
 
 _MOST_SAMPLES = 10_000_000
@@ -41,6 +42,16 @@ class Scenario(Block):
     """Kinds of guest."""
     expect: tuple[ExpectationText, ...] = ()
     """What must hold at the end: metric, comparison, value."""
+    sweep: Axes | tuple[Axes, ...] = Field(default_factory=dict)
+    """For `overcommit sweep`: paths, as in `--set`, and the values each takes, in every combination; or a list of
+    such blocks, one after the other."""
+
+    _points: tuple[Point[Scenario], ...] = PrivateAttr(default=())
+
+    @property
+    def points(self) -> Sequence[Point[Scenario]]:
+        """What `sweep` makes of this scenario, in order, the last path changing fastest."""
+        return self._points
 
     def resolved(self) -> dict[str, Any]:
         """The scenario as plain data, every default written out."""
@@ -49,7 +60,8 @@ class Scenario(Block):
 
     def digest(self, version: str) -> str:
         """Name of a result: 12 hexadecimal digits of the resolved scenario, its files and the program's version."""
-        told = blake2b(f"{version}\n{dump(self.resolved())}".encode(), digest_size=6)
+        asked = {key: value for key, value in self.resolved().items() if key != "sweep"}
+        told = blake2b(f"{version}\n{dump(asked)}".encode(), digest_size=6)
         for image in self.captured():
             told.update(image.path.read_bytes())
         for host in self.hosts:
@@ -248,7 +260,25 @@ def parse(data: Mapping[str, Any], folder: str | Path = ".") -> Scenario:
 
 
 def _checked(document: Document, folder: str | Path | None = None) -> Scenario:
-    return document.check(Scenario, folder=str(folder if folder is not None else document.folder))
+    context = {"folder": str(folder if folder is not None else document.folder)}
+    try:
+        scenario = document.check(Scenario, **context)
+    except UserError as error:
+        raise UserError(*in_order([*error.problems, *_faulty_points(document, error, context)])) from None
+    # The only moment at which the frozen block may still change.
+    scenario._points = tuple(expand(document, scenario.sweep, Scenario, **context))
+    return scenario
+
+
+def _faulty_points(document: Document, error: UserError, context: Mapping[str, str]) -> Sequence[Problem]:
+    """What is wrong with the points of a scenario that is wrong by itself, if its sweep can be read."""
+    if any(problem.path.startswith("sweep") for problem in error.problems):
+        return ()
+    try:
+        expand(document, document.data.get("sweep", {}), Scenario, **context)
+    except UserError as more:
+        return more.problems
+    return ()
 
 
 def schema() -> dict[str, Any]:

@@ -1,0 +1,5 @@
+"""Many runs of one scenario."""
+
+from sim.study.sweeps import Plan, Swept, plan, run_points, sweep
+
+__all__ = ["Plan", "Swept", "plan", "run_points", "sweep"]

@@ -1,0 +1,219 @@
+"""A sweep: every point of a scenario's `sweep` run once, in processes of this machine, and one table of them all."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sim.columns import METRICS
+from sim.document import dump, dump_line
+from sim.errors import MachineError, OvercommitError, UserError
+from sim.results import kept_summary
+from sim.results.store import explained
+from sim.run import available_bytes, check_size, package_version
+from sim.run import run as simulate
+from sim.scenario import Scenario
+from sim.study.workers import Died, processors, run_all
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Progress = Callable[[float, str], None]
+
+TABLE: Final = "points.parquet"
+_BUG: Final = 3
+_FRACTIONS: Final = ("ratio", "%", "s")
+"""Units of metrics that need not be whole numbers."""
+
+
+class Failure(NamedTuple):
+    """Why a point has no result."""
+
+    exit_code: int
+    text: str
+    trace: str = ""
+    """The traceback of a bug."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is going to do, known before it starts."""
+
+    scenario: Scenario
+    out: Path
+    digests: Sequence[str]
+    """Name of each point's result."""
+    left: Mapping[str, Scenario]
+    """Points that have no result yet, by digest."""
+    jobs: int
+    cpu_seconds: float
+    """CPU time that they will take together, about."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the table of all points goes."""
+        digest = blake2b("\n".join([dump(self.scenario.resolved()), *self.digests]).encode(), digest_size=6)
+        return self.out / self.scenario.name / f"sweep-{digest.hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep."""
+
+    plan: Plan
+    table: pd.DataFrame
+    """One row per point: the axes, the metrics, and how it ended."""
+    failures: Mapping[str, Failure]
+    """By digest."""
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario that was swept."""
+        return self.plan.scenario
+
+    @property
+    def axes(self) -> Sequence[str]:
+        """Columns of the table that are paths of the scenario."""
+        return axes_of(self.scenario)
+
+    @property
+    def folder(self) -> Path:
+        """Where the table is."""
+        return self.plan.folder
+
+
+def sweep(scenario: Scenario, out: str | Path = "results", jobs: int | None = None) -> pd.DataFrame:
+    """Run every point of a scenario's sweep that has no result in *out* yet; return one row per point.
+
+    A row has the value of each axis, every metric, `met` (whether all expectations are), `digest` (the folder of its
+    result) and `error` (why it has none).
+    """
+    return run_points(plan(scenario, Path(out), jobs)).table
+
+
+def axes_of(scenario: Scenario) -> Sequence[str]:
+    """Paths that a sweep varies."""
+    return list(scenario.points[0].settings) if scenario.points else []
+
+
+def plan(scenario: Scenario, out: Path, jobs: int | None = None) -> Plan:
+    """Find out what is left to do. Raises UserError or MachineError if a point cannot be run here."""
+    if not scenario.points:
+        raise UserError(f"{scenario.name}: has no sweep; write sweep: with a path and the values that it takes")
+    version = package_version("overcommit")
+    digests = [point.scenario.digest(version) for point in scenario.points]
+    points = {digest: point.scenario for digest, point in zip(digests, scenario.points, strict=True)}
+    left = {digest: point for digest, point in points.items() if kept_summary(scenario.name, digest, out) is None}
+    needs = [check_size(point) for point in left.values()]
+    jobs = min(jobs or processors(), max(len(left), 1))
+    largest = sorted((need.memory_bytes for need in needs), reverse=True)
+    while jobs > 1 and sum(largest[:jobs]) > available_bytes():
+        jobs -= 1
+    return Plan(scenario, out, digests, left, jobs, sum(need.cpu_seconds for need in needs))
+
+
+def run_points(todo: Plan, progress: Progress | None = None) -> Swept:
+    """Run what is left, keep each result as soon as it is there, and write the table of all points.
+
+    *progress* is told the share done and what was done last. A point that fails is noted and the others go on.
+    """
+    tasks = [(scenario, todo.out) for scenario in todo.left.values()]
+    digests = list(todo.left)
+    failures: dict[str, Failure] = {}
+    for done, (number, outcome) in enumerate(run_all(_run_point, tasks, todo.jobs), 1):
+        if failure := Failure(_BUG, outcome.reason) if isinstance(outcome, Died) else outcome:
+            failures[digests[number]] = failure
+        if progress:
+            progress(done / len(tasks), f"{done} of {len(tasks)} points")
+    swept = Swept(todo, _table(todo, failures), failures)
+    _write(swept)
+    return swept
+
+
+def _run_point(task: tuple[Scenario, Path]) -> Failure | None:
+    """Run one point and keep its result."""
+    from sim.results import write
+
+    scenario, out = task
+    # VmHWM, the peak in the manifest, is to be this point's and not that of one before it in this process.
+    Path("/proc/self/clear_refs").write_text("5")
+    try:
+        write(simulate(scenario), out)
+    except OvercommitError as error:
+        return Failure(error.exit_code, str(error))
+    except MemoryError:
+        return Failure(MachineError.exit_code, "not enough memory")
+    except Exception as error:
+        return Failure(_BUG, f"a bug: {type(error).__name__}: {error}", traceback.format_exc())
+    return None
+
+
+def _table(todo: Plan, failures: Mapping[str, Failure]) -> pd.DataFrame:
+    """One row per point, in order: axes, how it ended, metrics."""
+    import pandas as pd
+
+    points, scenario = todo.scenario.points, todo.scenario
+    summaries = [kept_summary(scenario.name, digest, todo.out) for digest in todo.digests]
+    columns: dict[str, Any] = {path: _column([point.settings[path] for point in points]) for path in axes_of(scenario)}
+    columns["digest"] = list(todo.digests)
+    columns["error"] = [failures[digest].text if digest in failures else "" for digest in todo.digests]
+    columns["met"] = [
+        summary is not None and all(each.check(summary).met for each in point.scenario.expect)
+        for point, summary in zip(points, summaries, strict=True)
+    ]
+    for metric in METRICS:
+        dtype: Any = "float64" if metric.unit in _FRACTIONS else "Int64"  # the one has NaN for no data, the other NA
+        columns[metric.name] = pd.Series([summary and summary[metric.name] for summary in summaries], dtype=dtype)
+    return pd.DataFrame(columns)
+
+
+def _column(values: Sequence[object]) -> Sequence[object]:
+    """The values of an axis: numbers as they are; a block by its `name` if it has one; all else as text."""
+    if len({type(value) for value in values}) == 1 and isinstance(values[0], int | float):
+        return values
+    return [_text(value) for value in values]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping) and "name" in value:
+        return str(value["name"])
+    if isinstance(value, Mapping | list):
+        return dump_line(value)
+    return "none" if value is None else str(value)
+
+
+def _write(swept: Swept) -> None:
+    """Write the table, the scenario and what failed, each file whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    units = {metric.name: metric for metric in METRICS}
+    content = pa.Table.from_pandas(swept.table, preserve_index=False)
+    told = [
+        each.with_metadata({"unit": units[each.name].unit, "meaning": units[each.name].meaning})
+        if each.name in units else each
+        for each in content.schema
+    ]  # fmt: skip
+    traces = [f"{digest}: {each.text}\n{each.trace}" for digest, each in swept.failures.items()]
+    with explained(swept.folder):
+        swept.folder.mkdir(parents=True, exist_ok=True)
+        with _whole(swept.folder / TABLE) as new:
+            pq.write_table(content.cast(pa.schema(told)), new, compression="zstd")
+        with _whole(swept.folder / "scenario.yaml") as new:
+            new.write_text(dump(swept.scenario.resolved()))
+        with _whole(swept.folder / "errors.txt") as new:
+            new.write_text("\n".join(traces))
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """Yield the name of a new file that becomes *file*."""
+    new = file.with_name(f".{file.name}.new")
+    yield new
+    os.replace(new, file)

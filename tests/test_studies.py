@@ -1,0 +1,99 @@
+"""The sweeps shown in the README are those of the bundled scenarios; run as a script, this computes them anew.
+
+Their tables are kept in results/; what the README says and shows is drawn from them, and some points are run again.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from matplotlib.image import imread
+
+import sim
+from sim.columns import METRICS
+from sim.report import sweep_page
+from sim.scenario import Scenario
+from sim.study import Swept, plan, run_points
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "results"
+STUDIES = ("frontier", "crossover")
+
+
+@cache
+def asked(name: str) -> Scenario:
+    return sim.read(ROOT / "scenarios" / f"{name}.yaml")
+
+
+@cache
+def shown(name: str) -> Swept:
+    """The sweep as its table in results/ has it."""
+    table = pq.read_table(RESULTS / f"{name}.parquet").to_pandas()
+    return Swept(plan(asked(name), RESULTS), table, {})
+
+
+def said(name: str) -> str:
+    return fill(sweep_page.conclusion(shown(name)), width=118) + "\n"
+
+
+def between(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<=<!-- begin {name} sweep -->\n).*?(?=<!-- end {name} sweep -->)", re.DOTALL)
+
+
+def figures(table: pd.DataFrame, number: int) -> list[float]:
+    return [float(value) for value in table.loc[number, [metric.name for metric in METRICS]].fillna(np.nan)]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_readme_says_what_the_table_says(name: str) -> None:
+    found = between(name).search(README.read_text())
+
+    assert found and found[0] == said(name), "run: python tests/test_studies.py"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_picture_is_drawn_from_the_table(name: str, tmp_path: Path) -> None:
+    sweep_page.draw(shown(name), tmp_path)
+
+    committed, drawn = imread(RESULTS / f"{name}.png"), imread(tmp_path / f"{name}.png")
+
+    assert committed.shape == drawn.shape
+    # Another matplotlib may place letters a fraction of a pixel apart.
+    assert np.sqrt(np.mean((committed - drawn) ** 2)) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_table_is_what_its_scenario_gives(name: str) -> None:
+    swept = shown(name)
+    number = int(swept.table["cpu_overhead_percent"].argmax())
+
+    summary = sim.run(asked(name).points[number].scenario).summary
+
+    expected = [float("nan") if summary[metric.name] is None else summary[metric.name] for metric in METRICS]
+    assert len(swept.table) == len(asked(name).points)
+    np.testing.assert_array_equal(figures(swept.table, number), expected)
+
+
+def write_anew() -> None:
+    """Run the sweeps and write their tables, pictures and sentences."""
+    for name in STUDIES:
+        swept = run_points(plan(asked(name), RESULTS))
+        (RESULTS / f"{name}.parquet").write_bytes((swept.folder / "points.parquet").read_bytes())
+        sweep_page.draw(shown(name), RESULTS)
+        text = README.read_text()
+        place = between(name).search(text)
+        assert place, name
+        README.write_text(f"{text[: place.start()]}{said(name)}{text[place.end() :]}")
+
+
+if __name__ == "__main__":
+    write_anew()
