@@ -20,9 +20,11 @@ from sim.memory.guest import Advice, Burst, Vm
 from sim.memory.huge import Daemon, Hugetlbfs, Thp
 from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
 from sim.reclaim.balloon import REPORT_EVERY, Ballooning, FreePages, MomBalloon, Sizes
+from sim.reclaim.compression import Algorithm, packed_of
 from sim.reclaim.psi import EVERY, Averages
 from sim.reclaim.swap import Swap
 from sim.reclaim.watermarks import Watermarks
+from sim.reclaim.zswap import Zswap
 from sim.sharing import Sharing
 from sim.sharing.kernels import KERNELS, Kernel, kernel
 from sim.sharing.ksm import KsmChange
@@ -76,6 +78,8 @@ class Host(Sharing, _Hardware):
     """Huge pages set aside for guests backed by hugetlbfs."""
     swap: Swap | None = None
     """Where pages go when memory is short; nowhere unless given."""
+    zswap: Zswap | None = None
+    """Compressed pages in memory before the swap device; none unless given."""
     watermarks: Watermarks = Watermarks()
     """When the host reclaims memory and how."""
     balloon: MomBalloon | None = None
@@ -128,6 +132,11 @@ class Host(Sharing, _Hardware):
             said = f"{format_bytes(self.hugetlbfs.bytes)} of huge pages leave nothing of the host's memory"
             remedy = f"write at most {most}" if most else "give the host more memory"
             faults.append(At("hugetlbfs.nr_hugepages", said, remedy))
+        if self.zswap:
+            try:
+                self.zswap.check(self.swap)
+            except At as fault:
+                faults.append(At("zswap", fault.message, fault.remedy))
         if self.ksmtuned and self.mom:
             faults.append(At("mom", "ksmtuned and mom would fight over the same knobs", "keep one of them"))
         if faults:
@@ -359,7 +368,7 @@ class Machine:
         """How the host reclaims memory, if anything ever makes it do so."""
         from sim.sharing.room import Squeeze
 
-        swap = self.host.swap
+        swap, _zswap = self.host.swap, self.host.zswap
         if swap is None and all(guest.vm.memory_limit is None for guest in self.guests):
             return None
         return Squeeze(
@@ -370,7 +379,16 @@ class Machine:
             device=swap.device_times(self.prices) if swap else None,
             look_ns=round(price_sets.look(self.prices).ns),
             compresses=swap is not None and swap.device == "zram",
+            zswap=(self.host.zswap.pool(self.host.memory), *self.host.zswap.cpu_ns(self.prices))
+            if self.host.zswap
+            else None,
         )
+
+    def _compressor(self) -> Algorithm | None:
+        """How the host compresses pages that are swapped out, if it does."""
+        if self.host.zswap:
+            return self.host.zswap.compressor
+        return self.host.swap.compresses_with if self.host.swap else None
 
     def _work_prices(self, kinds: Sequence[str]) -> Int64:
         return np.array([self.prices.picoseconds(kind) for kind in kinds], np.int64)
@@ -494,6 +512,10 @@ class Machine:
         if vm.balloon or vm.free_page_reporting:
             guest.free_pages = FreePages(self._free_of(guest))
         self.scanner.set_accesses(guest.index, accesses)
+        if algorithm := self._compressor():
+            image = self.captures[vm.content.path] if isinstance(vm.content, Captured) else vm.content
+            packed = packed_of(image, algorithm, self.seed, guest.name, vm.pages, self._places_of(vm))
+            self.scanner.set_packed(guest.index, packed)
         if vm.huge_pages == "hugetlbfs":
             contents[contents == UNTOUCHED] = 0
         elif vm.mergeable:

@@ -44,6 +44,8 @@ def empty_memory(*, pages: int, guests: int, frames: int, due: int = 64) -> Memo
         accesses=np.zeros(blocks * BLOCK, np.uint16),
         lru=np.zeros((0, memory.LRU_COLUMNS), np.int32),
         seen=np.zeros(0, np.uint8),
+        packed=np.zeros(0, np.uint8),
+        zspage=np.zeros((256, memory.ZSPAGE_COLUMNS), np.int64),
         block=np.zeros((blocks, memory.BLOCK_COLUMNS), np.int64),
         frame=np.zeros((blocks * BLOCK + ksmd.ROOM, memory.FRAME_COLUMNS), np.int32),
         frame_lru=np.zeros((0, memory.FRAME_LRU_COLUMNS), np.int32),
@@ -65,6 +67,7 @@ def no_pressure(guests: int) -> Pressure:
         n=np.zeros(pressure.NUMBERS, np.int64),
         channel=np.zeros(1, np.int64),
         back=np.zeros((1, 2), np.int64),
+        queue=np.zeros(0, np.int32),
         load=np.zeros(guests),
         idle=np.zeros(1),
     )

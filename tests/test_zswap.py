@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from sim.cost import prices
 from sim.errors import At
+from sim.reclaim.pressure import is_full
 from sim.reclaim.swap import Swap
-from sim.reclaim.zswap import Zswap, is_full
+from sim.reclaim.zswap import Zswap
 from sim.units import GIB
 
 MEMTOTAL_KB = 24_684_092

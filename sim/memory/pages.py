@@ -28,9 +28,9 @@ PRESENT, MERGEABLE, SHARED, ZERO, DUE, SWAPPED, DUE_READ, SLOT = 1, 2, 4, 8, 16,
 """Bits of `Memory.place`; DUE and DUE_READ mark a page whose next write or read is already on the list of what is due;
 SLOT a page that is present and has an equal copy in swap."""
 
-ACTIVE_LIST, REFERENCED, YOUNG, WORKINGSET, READ_AHEAD = 1, 2, 4, 8, 16
+ACTIVE_LIST, REFERENCED, YOUNG, WORKINGSET, READ_AHEAD, POOLED = 1, 2, 4, 8, 16, 32
 """Bits of `Memory.seen`: on the active list; found accessed once; accessed at a known moment since it was looked at;
-has been on the active list; was read from swap before anyone asked for it."""
+has been on the active list; was read from swap before anyone asked for it; is swapped out and compressed in memory."""
 
 NEVER = -(1 << 31)
 """No content: no checksum yet, or a page that was never touched."""
@@ -50,7 +50,8 @@ PSWPIN, PSWPOUT, SWPIN_ZERO, SWPOUT_ZERO, THP_SWPOUT, KSM_SWPIN_COPY, SWAP_RA, S
 PGSCAN_KSWAPD, PGSCAN_DIRECT, PGSTEAL_KSWAPD, PGSTEAL_DIRECT, ALLOCSTALL = range(38, 43)
 PGMAJFAULT, REFAULT, REFAULT_ACTIVE = range(43, 46)
 PSI_SOME, PSI_FULL, KSWAPD_PS, DIRECT_PS, SWAP_PS, STALLED_NS = range(46, 52)
-COUNTS = 52
+POOLED_PAGES, ZSWPIN, ZSWPOUT, ZSWPWB = range(52, 56)
+COUNTS = 56
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
 DIRTY, GUEST, LOOKED, HUGE, ADJACENT = range(5)
@@ -68,6 +69,8 @@ NEXT, PREVIOUS, STAMP = range(3)
 LRU_COLUMNS = 3
 OWNER, RING, SEEN = range(3, 6)
 FRAME_LRU_COLUMNS = 6
+OBJECTS, ZSPAGE_PAGES, STORED = range(1, 4)
+ZSPAGE_COLUMNS = 4
 WRITES, READS, PERIOD, LOOP_FIRST, LOOP_PAGES, LOWEST, SPAN = range(7)
 ACCESS_COLUMNS = 7
 TIME, ACTIVE_TIME, PAGE = range(3)
@@ -96,9 +99,12 @@ class Memory(NamedTuple):
     lru: Int32  # (pages, LRU_COLUMNS), empty without LRU: NEXT and PREVIOUS entry of its list (page + 1, or
     #             -(frame + 1), 0 none), of a page that maps a shared frame page + 1 of the frame's other mappers in a
     #             ring; STAMP when it was last looked at, of a swapped page the AGE of its guest when that happened
-    seen: UInt8  # (pages,), empty without LRU: bits ACTIVE_LIST REFERENCED YOUNG WORKINGSET READ_AHEAD
+    seen: UInt8  # (pages,), empty without LRU: bits ACTIVE_LIST REFERENCED YOUNG WORKINGSET READ_AHEAD POOLED
+    packed: UInt8  # (pages,), empty where nothing is compressed: size in units of 16 bytes, see reclaim/compression.py
+    zspage: Int64  # (256, ZSPAGE_COLUMNS): for each `packed` its class, OBJECTS and PAGES of a zspage; for each class
+    #                how many are STORED
     frame_lru: Int32  # (shared frames, FRAME_LRU_COLUMNS), empty without LRU: as lru; OWNER the guest it is charged to,
-    #                   RING page + 1 of a mapper, SEEN as seen
+    #                   RING page + 1 of a mapper, SEEN as seen; of a swap entry SEEN POOLED and STAMP its `packed`
     gone: Int32  # (GONE entries,) mergeable pages that were swapped out (page + 1) or came back (-(page + 1)) of late
     accesses: UInt16  # (pages,) class of random accesses, 0 none
     block: Int64  # (blocks, BLOCK_COLUMNS) DIRTY changed since the scanner last summed it up, GUEST number,
@@ -645,6 +651,26 @@ def unmap_to_swap(m: Memory, page: int, now: int) -> None:
 
 
 @compiled
+def pool_add(m: Memory, packed: int) -> None:
+    """Store one more compressed page of this size in memory."""
+    kind = m.zspage[packed, 0]
+    if m.zspage[kind, STORED] % m.zspage[packed, OBJECTS] == 0:
+        m.counts[POOL] += m.zspage[packed, ZSPAGE_PAGES]
+    m.zspage[kind, STORED] += 1
+    m.counts[POOLED_PAGES] += 1
+
+
+@compiled
+def pool_remove(m: Memory, packed: int) -> None:
+    """Forget a compressed page of this size; those that are left are taken to lie close together."""
+    kind = m.zspage[packed, 0]
+    m.zspage[kind, STORED] -= 1
+    if m.zspage[kind, STORED] % m.zspage[packed, OBJECTS] == 0:
+        m.counts[POOL] -= m.zspage[packed, ZSPAGE_PAGES]
+    m.counts[POOLED_PAGES] -= 1
+
+
+@compiled
 def look_at(m: Memory, page: int, active: int) -> None:
     """Bring the content of one page, which is about to be swapped out, up to an activity time."""
     kind, block = m.accesses[page], page // BLOCK
@@ -657,25 +683,28 @@ def look_at(m: Memory, page: int, active: int) -> None:
 
 
 @compiled
-def swap_out_page(m: Memory, page: int, now: int) -> None:
-    """Swap a page of its own frame out, into the slot it has or a new one: there is one."""
-    content, bits = m.held[page], m.seen[page]
+def swap_out_page(m: Memory, page: int, now: int, pooled: bool) -> None:
+    """Swap a page of its own frame out, into the slot it has or a new one: there is one; *pooled* says in what form."""
+    content, bits = m.held[page], m.seen[page] & ~POOLED
     if not m.place[page] & SLOT:
         m.counts[SLOTS_USED] += 1
     m.place[page] &= ~SLOT
     leave_frame(m, page)
     m.held[page] = content
-    m.seen[page] = bits
+    m.seen[page] = bits | POOLED if pooled else bits
     unmap_to_swap(m, page, now)
 
 
 @compiled
-def swap_out_frame(m: Memory, frame: int, now: int) -> None:
+def swap_out_frame(m: Memory, frame: int, now: int, pooled: bool) -> None:
     """Swap a shared frame out, for all that map it, into a new slot: there is one, and room for an entry."""
     content, maps = int(m.frame[frame, CONTENT]), int(m.frame[frame, MAPS])
-    bits = m.frame_lru[frame, SEEN]
+    bits = m.frame_lru[frame, SEEN] & ~(ACTIVE_LIST | POOLED)
     entry = new_swap_entry(m, content) if maps > 1 else 0
     m.counts[SLOTS_USED] += 1
+    if maps > 1:
+        m.frame_lru[entry, SEEN] = POOLED if pooled else 0
+        m.frame_lru[entry, STAMP] = m.packed[m.frame_lru[frame, RING] - 1] if pooled else 0
     for _ in range(maps):
         page = m.frame_lru[frame, RING] - 1
         leave_frame(m, page)
@@ -683,9 +712,10 @@ def swap_out_frame(m: Memory, frame: int, now: int) -> None:
             m.place[page] |= SHARED
             m.held[page] = entry
             m.frame[entry, MAPS] += 1
+            m.seen[page] = bits
         else:
             m.held[page] = content
-        m.seen[page] = bits & ~ACTIVE_LIST
+            m.seen[page] = bits | POOLED if pooled else bits
         unmap_to_swap(m, page, now)
 
 
@@ -699,9 +729,14 @@ def leave_swap(m: Memory, page: int) -> int:
         m.frame[entry, MAPS] -= 1
         if m.frame[entry, MAPS] == 0:
             m.counts[SLOTS_USED] -= 1
+            if m.frame_lru[entry, SEEN] & POOLED:
+                pool_remove(m, m.frame_lru[entry, STAMP])
             forget_frame(m, entry)
     else:
         m.counts[SLOTS_USED] -= 1
+        if m.seen[page] & POOLED:
+            pool_remove(m, m.packed[page])
+    m.seen[page] &= ~POOLED
     m.place[page] &= ~(SWAPPED | SHARED)
     m.counts[SWAPPED_PAGES] -= 1
     m.guest[m.block[page // BLOCK, GUEST], OUT] -= 1
@@ -717,7 +752,7 @@ def swap_in_page(m: Memory, page: int, now: int, ahead: bool) -> None:
     if m.rates[m.accesses[page], WRITES] > 0.0:
         look(m, page // BLOCK, now)
     plenty = ahead or 2 * m.counts[SLOTS_USED] <= m.counts[SWAP_SLOTS]
-    keeps = m.counts[KEEPS_SLOTS] and plenty and not m.place[page] & SHARED
+    keeps = m.counts[KEEPS_SLOTS] and plenty and not m.place[page] & SHARED and not m.seen[page] & POOLED
     bits = m.seen[page]
     m.held[page] = leave_swap(m, page)
     m.place[page] |= PRESENT
@@ -738,11 +773,15 @@ def share_slot(m: Memory, page: int, copy: int) -> None:
     if not m.place[page] & SHARED:
         entry = new_swap_entry(m, int(m.held[page]))
         m.frame[entry, MAPS] = 1
+        m.frame_lru[entry, SEEN] = m.seen[page] & POOLED
+        m.frame_lru[entry, STAMP] = m.packed[page] if m.seen[page] & POOLED else 0
+        m.seen[page] &= ~POOLED
         m.place[page] |= SHARED
         m.held[page] = entry
     m.place[copy] |= SHARED | SWAPPED
     m.held[copy] = m.held[page]
     m.frame[m.held[page], MAPS] += 1
+    m.seen[copy] = 0
     m.lru[copy, STAMP] = m.guest[m.block[copy // BLOCK, GUEST], AGE]
     m.counts[SWAPPED_PAGES] += 1
     m.guest[m.block[copy // BLOCK, GUEST], OUT] += 1

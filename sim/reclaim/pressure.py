@@ -38,6 +38,7 @@ from sim.memory.pages import (
     HITS,
     HUGE,
     INACTIVE,
+    KIND,
     KSM_SWPIN_COPY,
     KSWAPD_PS,
     LAST_READ,
@@ -57,6 +58,8 @@ from sim.memory.pages import (
     PGSCAN_KSWAPD,
     PGSTEAL_DIRECT,
     PGSTEAL_KSWAPD,
+    POOL,
+    POOLED,
     PRESENT,
     PSI_FULL,
     PSI_SOME,
@@ -78,6 +81,7 @@ from sim.memory.pages import (
     STALLED_NS,
     STAMP,
     STAMP_SHIFT,
+    SWAP_ENTRY,
     SWAP_PS,
     SWAP_RA,
     SWAP_RA_HIT,
@@ -96,6 +100,9 @@ from sim.memory.pages import (
     WRITES,
     YOUNG,
     ZERO,
+    ZSWPIN,
+    ZSWPOUT,
+    ZSWPWB,
     Float64,
     Int32,
     Int64,
@@ -114,6 +121,8 @@ from sim.memory.pages import (
     next_due,
     next_in_loop,
     part_huge,
+    pool_add,
+    pool_remove,
     put,
     set_bits,
     shuffled,
@@ -127,6 +136,8 @@ from sim.memory.pages import (
     written_content,
 )
 
+AS_IS = 255
+"""`packed` of a page that does not get smaller (see compression.py)."""
 BATCH = 32
 """Pages that a guest wants when it reclaims (SWAP_CLUSTER_MAX)."""
 FIRST_PRIORITY = 12
@@ -149,10 +160,13 @@ READ_NS, WRITE_NS, PAGE_NS, SYNCHRONOUS, PIPE, BACK_FIRST, BACK_COUNT = range(8,
 # ... kswapd: whether it is awake, when it goes on, its priority, the guest it is at, what this round over all guests
 # and what it in all has done, and how often in vain, ...
 AWAKE, GOES_ON, PRIORITY, AT_GUEST, ROUND_SCANNED, ROUND_STOLEN, STOLEN, FAILURES = range(15, 23)
+# ... zswap: the largest pool and what it must come down to before it takes pages again (pages; 0: no zswap), whether it
+# refuses them now, CPU time (ns) of a page's way in and out, and the ring of what it has, ...
+POOL_MOST, POOL_AGAIN, POOL_FULL, POOL_IN_NS, POOL_OUT_NS, OLDEST, QUEUED = range(28, 35)
 # ... and the access under way: how long it waits, how much of that is pressure, who reclaims next, and until when
 # somebody is known to wait.
 WAIT, PRESSURE_NS, DIRECT_GUEST, SOME_UNTIL, ALWAYS_BUSY = range(23, 28)
-NUMBERS = 28
+NUMBERS = 35
 
 
 class Pressure(NamedTuple):
@@ -161,6 +175,7 @@ class Pressure(NamedTuple):
     n: Int64  # (NUMBERS,)
     channel: Int64  # (channels,) host time (ns) at which a channel of the device is free
     back: Int64  # (writes, 2) ring of writes under way: when done (ns), and frames that are then free
+    queue: Int32  # (entries,) ring of what zswap has, the oldest first: page + 1, or -(swap entry + 1)
     load: Float64  # (guests,) share of time for which a guest runs on a processor when it does not wait
     idle: Float64  # (1,) sum over the running guests of ln(1 - load); those with load 1 are counted in ALWAYS_BUSY
 
@@ -190,11 +205,9 @@ def end_writes(m: Memory, r: Pressure, now: int) -> None:
 
 
 @compiled
-def write_out(m: Memory, r: Pressure, now: int) -> None:
-    """Write a page to swap: its frame is free when that is done."""
+def write_to_device(m: Memory, r: Pressure, now: int) -> None:
+    """Write a page to the swap device: its frame is free when that is done."""
     m.counts[PSWPOUT] += 1
-    if r.n[SYNCHRONOUS]:
-        return
     done = submit(r, now, r.n[WRITE_NS])
     m.counts[WRITEBACK] += 1
     last = (r.n[BACK_FIRST] + r.n[BACK_COUNT] - 1) % r.back.shape[0]
@@ -206,6 +219,68 @@ def write_out(m: Memory, r: Pressure, now: int) -> None:
     r.back[last, 0] = done
     r.back[last, 1] = 1
     r.n[BACK_COUNT] += 1
+
+
+@compiled
+def write_oldest_back(m: Memory, r: Pressure, now: int) -> None:
+    """Let zswap write what it has had for longest to the device, until it takes pages again or a batch is done.
+
+    Each page needs a frame on its way, from the last reserve.
+    """
+    left = BATCH
+    while left > 0 and r.n[QUEUED] > 0 and m.counts[POOL] > r.n[POOL_AGAIN] and frames_free(m) > r.n[W_MIN] // 2:
+        entry = r.queue[r.n[OLDEST]]
+        r.n[OLDEST] = (r.n[OLDEST] + 1) % r.queue.size
+        r.n[QUEUED] -= 1
+        packed = -1
+        if entry > 0 and m.place[entry - 1] & (SWAPPED | SHARED) == SWAPPED and m.seen[entry - 1] & POOLED:
+            m.seen[entry - 1] &= ~POOLED
+            packed = int(m.packed[entry - 1])
+        elif entry < 0 and m.frame[-entry - 1, KIND] == SWAP_ENTRY and m.frame_lru[-entry - 1, SEEN] & POOLED:
+            m.frame_lru[-entry - 1, SEEN] &= ~POOLED
+            packed = int(m.frame_lru[-entry - 1, STAMP])
+        if packed >= 0:
+            pool_remove(m, packed)
+            write_to_device(m, r, now)
+            m.counts[ZSWPWB] += 1
+            left -= 1
+
+
+@inlined
+def is_full(pool_pages: int, was_full: bool, most: int, again: int) -> bool:
+    """Whether the pool refuses pages and writes back, asked before each page that would go to it."""
+    return pool_pages >= most or (was_full and pool_pages > again)
+
+
+@compiled
+def write_out(m: Memory, r: Pressure, page: int, now: int) -> bool:
+    """Write the content of a page that will be swapped out. Returns whether it is now compressed in memory."""
+    if r.n[SYNCHRONOUS]:
+        m.counts[PSWPOUT] += 1
+        pool_add(m, m.packed[page])
+        return True
+    if r.n[POOL_MOST] and m.packed[page] < AS_IS:
+        r.n[POOL_FULL] = is_full(m.counts[POOL], r.n[POOL_FULL] != 0, r.n[POOL_MOST], r.n[POOL_AGAIN])
+        if not r.n[POOL_FULL]:
+            m.counts[ZSWPOUT] += 1
+            r.n[WAIT] += r.n[POOL_OUT_NS] - r.n[OUT_NS]
+            pool_add(m, m.packed[page])
+            return True
+        write_oldest_back(m, r, now)
+    write_to_device(m, r, now)
+    return False
+
+
+@inlined
+def queue_up(r: Pressure, entry: int) -> None:
+    """Remember what came to zswap last; where the ring is full the oldest is forgotten and stays in the pool."""
+    if r.n[POOL_MOST] == 0:
+        return
+    if r.n[QUEUED] == r.queue.size:
+        r.n[OLDEST] = (r.n[OLDEST] + 1) % r.queue.size
+        r.n[QUEUED] -= 1
+    r.queue[(r.n[OLDEST] + r.n[QUEUED]) % r.queue.size] = entry
+    r.n[QUEUED] += 1
 
 
 # --- what was used ---------------------------------------------------------------------------------------------------
@@ -317,11 +392,14 @@ def evict_page(m: Memory, r: Pressure, page: int, now: int) -> None:
     """Swap a page of its own frame out, and write it unless swap has it."""
     active = activity_time(m, m.block[page // BLOCK, GUEST], now)
     look_at(m, page, since_stamp(m, page, m.lru[page, STAMP], active))
+    pooled = False
     if m.held[page] == 0:
         m.counts[SWPOUT_ZERO] += not m.place[page] & SLOT
     elif not m.place[page] & SLOT:
-        write_out(m, r, now)
-    swap_out_page(m, page, now)
+        pooled = write_out(m, r, page, now)
+    swap_out_page(m, page, now, pooled)
+    if pooled:
+        queue_up(r, page + 1)
 
 
 @compiled
@@ -334,21 +412,28 @@ def evict_huge(m: Memory, r: Pressure, block: int, now: int) -> None:
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
         zeros = zeros and m.held[page] == 0
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        pooled = False
         if zeros:
             m.counts[SWPOUT_ZERO] += 1
         else:
-            write_out(m, r, now)
-        swap_out_page(m, page, now)
+            pooled = write_out(m, r, page, now)
+        swap_out_page(m, page, now, pooled)
+        if pooled:
+            queue_up(r, page + 1)
 
 
 @compiled
 def evict_frame(m: Memory, r: Pressure, frame: int, now: int) -> None:
     """Swap a shared frame out for all that map it."""
+    pooled = False
+    page = m.frame_lru[frame, RING] - 1
     if m.frame[frame, CONTENT] == 0:
         m.counts[SWPOUT_ZERO] += 1
     else:
-        write_out(m, r, now)
-    swap_out_frame(m, frame, now)
+        pooled = write_out(m, r, page, now)
+    swap_out_frame(m, frame, now, pooled)
+    if pooled:
+        queue_up(r, -(m.held[page] + 1) if m.place[page] & SHARED else page + 1)
 
 
 @compiled
@@ -535,7 +620,7 @@ def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: 
     if frames_free(m) - frames >= r.n[W_MIN]:
         return True
     m.counts[ALLOCSTALL] += 1
-    for _ in range(tries):
+    while tries > 0 and frames_free(m) - frames < r.n[W_MIN]:
         before, waited = r.n[ROUND_SCANNED], r.n[WAIT]
         stolen = reclaim_from_all(m, r, wanted, now + waited) if can_swap(m) else 0
         if r.n[BACK_COUNT] > 0 and frames_free(m) - frames < r.n[W_MIN]:
@@ -543,9 +628,10 @@ def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: 
             end_writes(m, r, now + r.n[WAIT])
             stolen += 1
         count_direct(m, r, before, stolen, waited)
-        if stolen == 0 or frames_free(m) - frames >= r.n[W_MIN]:
+        if stolen == 0:
             break
         r.n[FAILURES] = 0
+        tries -= frames_free(m) < frames  # reclaim goes on for long only if nothing else helps
     return bool(frames_free(m) >= frames)
 
 
@@ -686,6 +772,7 @@ def read_ahead(m: Memory, r: Pressure, page: int, first: int, pages: int, now: i
     end = min(first + pages, m.guest[guest, FIRST] + m.guest[guest, PAGES])
     for other in range(start, end):
         wanted = other != page and m.place[other] & (SWAPPED | SHARED) == SWAPPED and m.held[other] != 0
+        wanted = wanted and not m.seen[other] & POOLED
         if wanted and make_room(m, r, guest, 1, 1, now) and m.place[other] & SWAPPED:
             m.counts[PSWPIN] += 1
             m.counts[SWAP_RA] += 1
@@ -707,6 +794,13 @@ def in_swap_cache(m: Memory, page: int) -> bool:
     return bool(read)
 
 
+@inlined
+def in_pool(m: Memory, page: int) -> bool:
+    """Whether a swapped page is compressed in memory."""
+    bits = m.frame_lru[m.held[page], SEEN] if m.place[page] & SHARED else m.seen[page]
+    return bool(bits & POOLED)
+
+
 @compiled
 def fault_in(m: Memory, r: Pressure, page: int, now: int) -> bool:
     """Read a swapped page, for a guest that waits. Returns False if there is no frame for it."""
@@ -720,6 +814,10 @@ def fault_in(m: Memory, r: Pressure, page: int, now: int) -> bool:
         m.counts[KSM_SWPIN_COPY] += 1
     elif (m.frame[m.held[page], CONTENT] if m.place[page] & SHARED else m.held[page]) == 0:
         m.counts[SWPIN_ZERO] += 1
+    elif r.n[POOL_MOST] and in_pool(m, page):
+        m.counts[ZSWPIN] += 1
+        m.counts[SWAP_PS] += 1000 * r.n[POOL_IN_NS]
+        r.n[WAIT] += r.n[POOL_IN_NS]
     else:
         m.counts[PSWPIN] += 1
         m.counts[SWAP_PS] += 1000 * r.n[IN_NS]

@@ -58,8 +58,3 @@ class Zswap(Block):
             raise At("", "zswap stands before a swap device, and the host has none", "give the host swap")
         if swap.device == "zram":
             raise At("", "zswap before zram compresses pages twice", "keep one of them")
-
-
-def is_full(pool_pages: int, was_full: bool, most: int, again: int) -> bool:
-    """Whether the pool refuses pages and writes back, asked before each page that would go to it."""
-    return pool_pages >= most or (was_full and pool_pages > again)

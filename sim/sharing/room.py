@@ -16,10 +16,12 @@ import numpy.typing as npt
 from sim.memory import pages as memory
 from sim.memory.guest import Vm
 from sim.memory.huge import Daemon
-from sim.memory.pages import BLOCK, Float64, Int32, Int64, Memory, UInt16
+from sim.memory.pages import BLOCK, Float64, Int32, Int64, Memory, UInt8, UInt16
 from sim.reclaim import pressure
+from sim.reclaim.compression import AS_IS, zsmalloc_classes
 from sim.reclaim.pressure import Pressure
 from sim.reclaim.swap import DeviceTimes
+from sim.reclaim.zswap import Pool
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -41,6 +43,9 @@ _SWAP_COUNTERS: Final = {
     "swap_ra_hit": memory.SWAP_RA_HIT,
     "allocstall": memory.ALLOCSTALL,
     "pgmajfault": memory.PGMAJFAULT,
+    "zswpin": memory.ZSWPIN,
+    "zswpout": memory.ZSWPOUT,
+    "zswpwb": memory.ZSWPWB,
     "workingset_refault_anon": memory.REFAULT,
     "workingset_activate_anon": memory.REFAULT_ACTIVE,
     "psi_some_ns": memory.PSI_SOME,
@@ -65,6 +70,8 @@ class Squeeze:
     """CPU time of looking at a page that stays."""
     compresses: bool
     """Whether swap is compressed memory, which keeps no copy of what came back."""
+    zswap: tuple[Pool, int, int] | None = None
+    """Limits of zswap's pool, and CPU times (ns) of a page's way in and out."""
 
 
 class OutOfFrames(Exception):
@@ -106,6 +113,8 @@ class Room(ABC):
             accesses=np.zeros(room, np.uint16),
             lru=np.zeros((room if squeeze else 0, memory.LRU_COLUMNS), np.int32),
             seen=np.zeros(room if squeeze else 0, np.uint8),
+            packed=np.zeros(room if squeeze and (squeeze.compresses or squeeze.zswap) else 0, np.uint8),
+            zspage=np.zeros((AS_IS + 1, memory.ZSPAGE_COLUMNS), np.int64),
             block=np.zeros((blocks, memory.BLOCK_COLUMNS), np.int64),
             frame=np.zeros((room + spare, memory.FRAME_COLUMNS), np.int32),
             frame_lru=np.zeros((room + spare if squeeze else 0, memory.FRAME_LRU_COLUMNS), np.int32),
@@ -116,6 +125,7 @@ class Room(ABC):
             due=np.zeros((_FIRST_DUE + 2 * spare, memory.DUE_COLUMNS), np.int64),
             counts=np.zeros(memory.COUNTS, np.int64),
         )
+        self.m.zspage[:, : memory.STORED] = zsmalloc_classes()
         self.m.counts[memory.LIMIT] = frames
         self.m.counts[memory.FREE_FRAME] = -1
         self.r = self._pressure(squeeze, guests)
@@ -128,6 +138,7 @@ class Room(ABC):
             n=np.zeros(pressure.NUMBERS, np.int64),
             channel=np.zeros(device.channels if device else 1, np.int64),
             back=np.zeros((_MOST_WRITES, 2), np.int64),
+            queue=np.zeros(squeeze.slots if squeeze and squeeze.zswap else 0, np.int32),
             load=np.zeros(guests),
             idle=np.zeros(1),
         )
@@ -140,6 +151,10 @@ class Room(ABC):
             r.n[pressure.PAGE_CLUSTER] = squeeze.page_cluster
             r.n[pressure.LOOK_NS] = squeeze.look_ns
             r.n[pressure.SYNCHRONOUS] = squeeze.compresses
+        if squeeze and squeeze.zswap:
+            (most, again), in_ns, out_ns = squeeze.zswap
+            r.n[[pressure.POOL_MOST, pressure.POOL_AGAIN]] = most, again
+            r.n[[pressure.POOL_IN_NS, pressure.POOL_OUT_NS]] = in_ns, out_ns
         if device:
             r.n[pressure.READ_NS] = device.read_ns
             r.n[pressure.WRITE_NS] = device.write_ns
@@ -290,6 +305,10 @@ class Room(ABC):
         """Say which class of random accesses each page gets (before the guest is filled)."""
         self.m.accesses[self.pages_of(guest)] = accesses
 
+    def set_packed(self, guest: int, packed: UInt8) -> None:
+        """Say how small each page becomes when it is compressed (see reclaim/compression.py)."""
+        self.m.packed[self.pages_of(guest)] = packed
+
     def change_activity(self, guest: int, now: int, level: float) -> None:
         """Scale the guest's random writes from now on."""
         memory.change_activity(self.m, guest, now, level)
@@ -372,6 +391,7 @@ class Room(ABC):
             held=longer(self.m.held, room),
             lru=longer(self.m.lru, room if self.m.counts[memory.LRU] else 0),
             seen=longer(self.m.seen, room if self.m.counts[memory.LRU] else 0),
+            packed=longer(self.m.packed, room if len(self.m.packed) else 0),
             accesses=longer(self.m.accesses, room),
             block=longer(self.m.block, first + wanted),
         )
@@ -430,6 +450,7 @@ def memory_columns(counts: Int64) -> dict[str, Int64]:
         "resident_bytes": count(memory.TOUCHED) * memory.PAGE_BYTES,
         "swap_used_bytes": count(memory.SLOTS_USED) * memory.PAGE_BYTES,
         "mem_pool_bytes": count(memory.POOL) * memory.PAGE_BYTES,
+        "mem_compressed_bytes": count(memory.POOLED_PAGES) * memory.PAGE_BYTES,
         "mem_writeback_bytes": count(memory.WRITEBACK) * memory.PAGE_BYTES,
         "mem_private_bytes": count(memory.PRIVATE) * memory.PAGE_BYTES,
         "mem_reserved_bytes": count(memory.RESERVED) * memory.PAGE_BYTES,

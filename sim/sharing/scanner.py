@@ -160,7 +160,9 @@ class Scanner(Room):
         """Let the child (added already) share what the parent has. Returns the next unused content."""
         first, pages = (int(each) for each in self.m.guest[parent, [memory.FIRST, memory.PAGES]])
         next_content = ksmd.name_contents(self.m, self.k, first, pages, next_content)
-        self._make_room(frames=pages, due=2 * pages)
+        self._make_room(frames=pages, due=4 * pages)
+        if len(self.m.packed):
+            self.m.packed[self.pages_of(child)] = self.m.packed[self.pages_of(parent)]
         memory.fork_pages(self.m, first, int(self.m.guest[child, memory.FIRST]), pages, now)
         self.k.slot[child, ksmd.MERGEABLE_PAGES] = self.k.slot[parent, ksmd.MERGEABLE_PAGES]
         if self.k.slot[parent, ksmd.BEFORE] >= 0:
