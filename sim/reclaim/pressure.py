@@ -605,16 +605,16 @@ def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: 
         if within_limit(m, guest, frames):
             break
         before, waited = r.n[ROUND_SCANNED], r.n[WAIT]
-        stolen = reclaim_from(m, r, guest, wanted, now) if r.n[SWAPPINESS] > 0 and can_swap(m) else 0
+        stolen = reclaim_from(m, r, guest, wanted, now + waited) if r.n[SWAPPINESS] > 0 and can_swap(m) else 0
         count_direct(m, r, before, stolen, waited)
         if stolen == 0:
             break
     if not within_limit(m, guest, frames):
         return False
-    end_writes(m, r, now)
+    end_writes(m, r, now + r.n[WAIT])
     if frames_free(m) - frames < r.n[W_LOW] and not r.n[AWAKE] and r.n[FAILURES] < TRIES:
         r.n[AWAKE] = 1
-        r.n[GOES_ON] = now
+        r.n[GOES_ON] = now + r.n[WAIT]
         r.n[PRIORITY] = FIRST_PRIORITY
         r.n[AT_GUEST] = r.n[ROUND_SCANNED] = r.n[ROUND_STOLEN] = r.n[STOLEN] = 0
     if frames_free(m) - frames >= r.n[W_MIN]:
@@ -623,11 +623,13 @@ def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: 
     while tries > 0 and frames_free(m) - frames < r.n[W_MIN]:
         before, waited = r.n[ROUND_SCANNED], r.n[WAIT]
         stolen = reclaim_from_all(m, r, wanted, now + waited) if can_swap(m) else 0
+        count_direct(m, r, before, stolen, waited)
         if r.n[BACK_COUNT] > 0 and frames_free(m) - frames < r.n[W_MIN]:
-            r.n[WAIT] = max(r.n[WAIT], r.back[r.n[BACK_FIRST], 0] - now)
+            waits = max(r.back[r.n[BACK_FIRST], 0] - now - r.n[WAIT], 0)
+            r.n[WAIT] += waits
+            r.n[PRESSURE_NS] += waits
             end_writes(m, r, now + r.n[WAIT])
             stolen += 1
-        count_direct(m, r, before, stolen, waited)
         if stolen == 0:
             break
         r.n[FAILURES] = 0
@@ -890,7 +892,7 @@ def store_pages(m: Memory, r: Pressure, first: int, pages: Int64, contents: Int3
         content = int(contents[done])
         if content == FRESH:
             content = fresh_content(m)
-        if content != NEVER and store(m, r, first + pages[done], content, now + r.n[WAIT]) != OK:
+        if content != NEVER and store(m, r, first + pages[done], content, now) != OK:
             break
         done += 1
     stall(m, r, guest, now)
