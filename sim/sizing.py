@@ -29,7 +29,7 @@ _CALM_VISIT_S: Final = 1e-9
 _PICK_S: Final = 3e-7
 _CHANGING_VISIT_S: Final = 2.7e-8
 _BURST_WRITE_S: Final = 1.1e-7
-_LOOK_S: Final = 1.2e-8
+_LOOK_S: Final = 2e-8
 
 _KSMD_VISIT_NS: Final = 1000
 _SKIPPED_AFTER: Final = 4

@@ -17,6 +17,7 @@ CLAIMS = {
     ("nightly-jobs", "vms.0.free_page_reporting=false"): ["oom_kills == 2"],
     ("kernel-defaults", "hosts.0.ksm.pages_to_scan=1000"): ["oom_kills == 0", "cpu_overhead_percent < 1"],
     ("ksmtuned-filling-host", "vms.0.every=30s"): ["oom_kills == 2"],
+    ("large-pages-worth", "hosts.0.ksm.run=0"): ["cpu_tlb_percent == 0", "consolidation_ratio < 2.5"],
     ("phase-trap", "hosts.0.ksm.smart_scan=0"): ["pages_sharing == 1024"],
     ("tps-large-pages", "hosts.0.tps.ShareForceSalting=2"): ["mem_ballooned_bytes >= 500MiB", "pswpout == 0"],
     ("zero-pages", "hosts.0.ksm.use_zero_pages=0"): ["pages_sharing == 587520", "saved_bytes == 2295MiB"],

@@ -39,6 +39,7 @@ def guests(number: int, pages: int, shared: int) -> Memory:
         m.place[first : first + shared] |= memory.SHARED
         m.held[first : first + shared] = np.arange(shared)
     m.frame[:shared, [CONTENT, KIND, MAPS]] = 1, KSM, number
+    m.counts[memory.FRAME_HIGH] = shared
     return m
 
 
@@ -80,6 +81,7 @@ def test_sharing_never_costs_cache_and_frames_may_be_grouped(data):
     m = guests(3, pages=600, shared=data.draw(st.integers(1, 600)))
     shared = np.flatnonzero(m.place & memory.SHARED)
     m.held[shared] = draw.integers(0, len(shared), len(shared))
+    m.counts[memory.FRAME_HIGH] = len(shared)
     rates = [np.array([0.0, rate]) for rate in draw.uniform(1e-9, 1e-3, 3)]
     all_readers = [Reader(each.first, 600, each.counts, rate) for each, rate in zip(readers(m, 0), rates, strict=True)]
     capacity = data.draw(st.integers(1, 2000))

@@ -374,3 +374,17 @@ def test_pages_that_are_read_in_a_loop_count_once_a_turn():
     loop = worker(image={"parts": [{"name": "set", "size": "100%", "reads": {"rate": "1/s", "order": "loop"}}]})
 
     assert end(answer(loop))["walk_cpu_ns"] == end(answer(worker()))["walk_cpu_ns"]
+
+
+def test_a_guest_that_waits_for_memory_works_less():
+    image = {"parts": [{"name": "set", "size": "100%", "reads": {"rate": "20/s"}}]}
+    short = worker(image=image, memory_limit=size(SET * 3 // 4))
+    waiting, free = (
+        answer(vm, swap={"device": "nvme", "size": "1GiB"}, duration="5s") for vm in (short, worker(image=image))
+    )
+
+    time = waiting.samples["work_cpu_ns"] + waiting.samples["walk_cpu_ns"]
+    [stalled] = waiting.guests["stall_s"]
+    assert stalled > 0.5
+    assert time.iloc[-1] == pytest.approx((5 - stalled) * SECOND, abs=SECOND)
+    assert end(free)["work_cpu_ns"] > end(waiting)["work_cpu_ns"]

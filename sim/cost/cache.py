@@ -51,8 +51,9 @@ class Cache:
     def saved(self, m: Memory, readers: Sequence[Reader]) -> float:
         """CPU time per time that the readers save because some of their pages are shared."""
         from sim.cost.accessed import add_frames
+        from sim.memory.pages import FRAME_HIGH
 
-        frames = np.zeros(len(m.frame) + 1)
+        frames = np.zeros(m.counts[FRAME_HIGH] + 1)
         alone = [np.zeros(len(reader.counts), np.int64) for reader in readers]
         for reader, own in zip(readers, alone, strict=True):
             add_frames(m, reader.first, reader.pages, reader.rates, own, frames)
@@ -60,7 +61,8 @@ class Cache:
             return 0.0
         rates = [reader.rates for reader in readers]
         apart = self._misses([reader.counts for reader in readers], rates)
-        together = self._misses([*alone, *_grouped(frames)[:1]], [*rates, *_grouped(frames)[1:]])
+        count, rate = _grouped(frames)
+        together = self._misses([*alone, count], [*rates, rate])
         return (apart - together) * self._miss_ns
 
     def _misses(self, counts: Sequence[Ints], rates: Sequence[Floats]) -> float:
@@ -72,5 +74,8 @@ class Cache:
 def _grouped(rates: Floats) -> tuple[Ints, Floats]:
     """Frames by nearly equal rates: how many there are of each kind, and their mean rate."""
     used = rates[rates > 0]
-    _, kind, count = np.unique(np.round(np.log(used) * _STEPS), return_inverse=True, return_counts=True)
-    return count, np.bincount(kind, used) / count
+    kind = np.rint(np.log(used) * _STEPS).astype(np.int64)
+    kind -= kind.min()
+    count = np.bincount(kind)
+    found = count > 0
+    return count[found], np.bincount(kind, used)[found] / count[found]

@@ -218,6 +218,7 @@ class Walks:
         self._walker = Walker(prices)
         self._cache = Cache(prices, cores)
         self._known: dict[int, tuple[Seen, Floats]] = {}
+        self._stalled: dict[int, int] = {}
         self._last: object = None
         self._now = 0
         # One row for each guest, and the last for the host.
@@ -231,7 +232,7 @@ class Walks:
         from sim.memory.pages import DUE_COUNT, SERIAL
 
         self.settle(now)
-        busy = [(each, each.processors(float(m.level[each.index]))) for each in runners]
+        busy = [(each, each.processors(float(m.level[each.index])) * self._awake(m, each)) for each in runners]
         # All other counts together tell whether any page went elsewhere; these two go up with every random write.
         state = np.delete(m.counts, [SERIAL, DUE_COUNT]).tobytes(), [(each.index, running) for each, running in busy]
         if state == self._last:
@@ -269,6 +270,15 @@ class Walks:
 
     def _note(self) -> None:
         self._history.append((self._now, self._totals.sum(axis=0), self._rates.sum(axis=0)))
+
+    def _awake(self, m: Memory, runner: Runner) -> float:
+        """Share of the time since the last look for which the guest did not wait for memory; so it goes on."""
+        from sim.memory.pages import STALLED
+
+        stalled = int(m.guest[runner.index, STALLED])
+        waited = stalled - self._stalled.get(runner.index, 0)
+        self._stalled[runner.index] = stalled
+        return max(0.0, 1 - waited / (runner.vm.vcpus * LOOK_EVERY))
 
     def _run(self, m: Memory, runner: Runner, running: float) -> Reader:
         """Tell work from walks where so many of a guest's processors run; returns what that does to the cache."""
