@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from sim.columns import PAGE_BYTES
 from sim.errors import UserError
+from sim.memory.compiled import compiled
 from sim.memory.image import Synthetic, load_capture
+from sim.memory.pages import Int64
 from sim.reclaim.compression import AS_IS, Sizes, lz4_sizes, packed_sizes, pool_bytes, zsmalloc_classes
+from sim.reclaim.zsmalloc import Pool, empty_pool, put, take
 
 ALGORITHMS: Any = ("lz4", "lzo", "lzo-rle", "zstd")
 IMAGES = Path(__file__).parents[1] / "scenarios" / "images"
@@ -127,3 +130,30 @@ def test_sizes_of_another_shape_are_no_image(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lz4_bytes must hold one uint16 for each of the 64 pages"):
         load_capture(tmp_path / "a.npz")
     assert lz4_sizes(load_capture(tmp_path / "b.npz"), 1, "x", 64, {}).min() > 0
+
+
+@compiled
+def walk(pool: Pool, steps: Int64) -> int:
+    """Store pages (sizes) and take others away (minus one, minus size); returns the pages of memory in the end."""
+    held = 0
+    for step in steps:
+        if step < 0:
+            held -= take(pool, -1 - step)
+        else:
+            held += put(pool, step)
+    return held
+
+
+@given(st.lists(st.integers(0, 255), max_size=200), st.randoms(use_true_random=False))
+def test_a_pool_that_pages_come_to_and_leave_is_as_large_as_what_it_holds_needs(sizes: list[int], random: Any) -> None:
+    steps, held = list(sizes), list(sizes)
+    random.shuffle(held)
+    for _ in range(len(held) // 2):
+        steps.append(-1 - held.pop())
+    pool = empty_pool()
+
+    pages = walk(pool, np.array(steps, np.int64))
+
+    assert pages * PAGE_BYTES == pool_bytes(np.array(held, np.uint8))
+    assert pool.objects.sum() == len(held)
+    assert walk(pool, np.array([-1 - size for size in held], np.int64)) == -pages
