@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from sim.columns import PAGE_BYTES
 from sim.errors import UserError
-from sim.memory.compiled import compiled
 from sim.memory.image import Synthetic, load_capture
-from sim.memory.pages import Int64
+from sim.memory.pages import POOL, pool_add, pool_remove
 from sim.reclaim.compression import AS_IS, Sizes, lz4_sizes, packed_sizes, pool_bytes, zsmalloc_classes
-from sim.reclaim.zsmalloc import Pool, empty_pool, put, take
+from tests.machine import empty_memory
 
 ALGORITHMS: Any = ("lz4", "lzo", "lzo-rle", "zstd")
 IMAGES = Path(__file__).parents[1] / "scenarios" / "images"
@@ -132,28 +131,22 @@ def test_sizes_of_another_shape_are_no_image(tmp_path: Path) -> None:
     assert lz4_sizes(load_capture(tmp_path / "b.npz"), 1, "x", 64, {}).min() > 0
 
 
-@compiled
-def walk(pool: Pool, steps: Int64) -> int:
-    """Store pages (sizes) and take others away (minus one, minus size); returns the pages of memory in the end."""
-    held = 0
-    for step in steps:
-        if step < 0:
-            held -= take(pool, -1 - step)
-        else:
-            held += put(pool, step)
-    return held
-
-
 @given(st.lists(st.integers(0, 255), max_size=200), st.randoms(use_true_random=False))
 def test_a_pool_that_pages_come_to_and_leave_is_as_large_as_what_it_holds_needs(sizes: list[int], random: Any) -> None:
     steps, held = list(sizes), list(sizes)
     random.shuffle(held)
     for _ in range(len(held) // 2):
         steps.append(-1 - held.pop())
-    pool = empty_pool()
+    m = empty_memory(pages=1, guests=1, frames=1)
+    m.zspage[:, :3] = zsmalloc_classes()
 
-    pages = walk(pool, np.array(steps, np.int64))
+    for step in steps:
+        if step < 0:
+            pool_remove(m, -1 - step)
+        else:
+            pool_add(m, step)
 
-    assert pages * PAGE_BYTES == pool_bytes(np.array(held, np.uint8))
-    assert pool.objects.sum() == len(held)
-    assert walk(pool, np.array([-1 - size for size in held], np.int64)) == -pages
+    assert m.counts[POOL] * PAGE_BYTES == pool_bytes(np.array(held, np.uint8))
+    for size in held:
+        pool_remove(m, size)
+    assert m.counts[POOL] == 0
