@@ -246,7 +246,7 @@ def write_oldest_back(m: Memory, r: Pressure, now: int) -> None:
             left -= 1
 
 
-@inlined
+@compiled
 def is_full(pool_pages: int, was_full: bool, most: int, again: int) -> bool:
     """Whether the pool refuses pages and writes back, asked before each page that would go to it."""
     return pool_pages >= most or (was_full and pool_pages > again)
