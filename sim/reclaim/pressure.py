@@ -136,8 +136,6 @@ from sim.memory.pages import (
     written_content,
 )
 
-AS_IS = 255
-"""`packed` of a page that does not get smaller (see compression.py)."""
 BATCH = 32
 """Pages that a guest wants when it reclaims (SWAP_CLUSTER_MAX)."""
 FIRST_PRIORITY = 12
@@ -259,7 +257,7 @@ def write_out(m: Memory, r: Pressure, page: int, now: int) -> bool:
         m.counts[PSWPOUT] += 1
         pool_add(m, m.packed[page])
         return True
-    if r.n[POOL_MOST] and m.packed[page] < AS_IS:
+    if r.n[POOL_MOST]:
         r.n[POOL_FULL] = is_full(m.counts[POOL], r.n[POOL_FULL] != 0, r.n[POOL_MOST], r.n[POOL_AGAIN])
         if not r.n[POOL_FULL]:
             m.counts[ZSWPOUT] += 1
