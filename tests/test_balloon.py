@@ -6,12 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import UserError
+from sim.host import Machine
+from sim.lab.replay import workload
+from sim.memory.image import UNTOUCHED
+from sim.memory.pages import Int64
 from sim.reclaim.balloon import Ballooning, FreePages, MomBalloon, Sizes
 from sim.scenario import parse
+from sim.units import MILLISECOND
 from tests.one_host import at, end, guest, part, run, scenario
 
 GIB = 1 << 30
@@ -220,6 +225,7 @@ def test_a_guest_reads_what_it_wrote_whatever_its_balloon_does() -> None:
     [
         ({"vms.0.balloon": {}}, "no host has rules that fill balloons"),
         ({"hosts.0.balloon": {}}, "no guest here has a balloon"),
+        ({"hosts.0.tps": {}, "hosts.0.ksm": None, "vms.0.free_page_reporting": True}, "ESX has balloons of its own"),
         ({"hosts.0.balloon": {"pressure_critical": "30%"}, "vms.0.balloon": {}}, "is above pressure_threshold"),
         ({"hosts.0.balloon": {}, "vms.0.balloon": {"min": "1GiB"}}, "leaves nothing for the balloon"),
         ({"vms.0.free_page_reporting": True, "vms.0.huge_pages": "hugetlbfs"}, "are not given back"),
@@ -242,3 +248,60 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: s
 
     with pytest.raises(UserError, match=message):
         parse(data)
+
+
+def memory_of_two(pages: int, **host: object) -> tuple[Any, Int64]:
+    """A scanner with two guests whose pages are pairwise equal, and the contents of both."""
+    vm = guest(
+        "vm", part("a", pages, duplicates=50), pages=pages, count=2
+    )  # so many that the host knows seven contents
+    each = scenario(vm, duration="1s", ksm={"run": 1, "pages_to_scan": 500, "max_page_sharing": 3}, **host)
+    machine = Machine(each.hosts[0], "host-0", each.assignments()["host-0"], seed=1, duration=1, sample_every=1)
+    scanner = machine.scanner
+    contents = np.tile(1 + np.arange(pages, dtype=np.int32) % 7, (2, 1))
+    for number in range(2):
+        scanner.add(number, pages, vm=each.vms[0], key=number, now=0, level=1.0, node=0, thp=number == 0)
+        scanner.advise(number, 0, pages, True, 0)
+        scanner.fill(number, contents[number], 0)
+    scanner.begin()
+    return scanner, contents.astype(np.int64)
+
+
+@settings(max_examples=40)
+@given(
+    st.data(), st.sampled_from([{"memory": "64MiB"}, {"memory": "4MiB", "swap": {"device": "zram", "size": "32MiB"}}])
+)
+def test_what_is_given_back_is_gone_and_all_else_reads_as_written_wherever_it_was(
+    data: st.DataObject, host: dict[str, Any]
+) -> None:
+    pages = 600
+    scanner, contents = memory_of_two(pages, **host)
+    now = 0
+    for _ in range(data.draw(st.integers(1, 6))):
+        number = data.draw(st.integers(0, 1))
+        first, last = sorted(data.draw(st.tuples(*[st.integers(0, pages)] * 2)))
+        some = np.arange(first, last, data.draw(st.integers(1, 3)))
+        if data.draw(st.booleans()):
+            scanner.discard(number, some)
+            contents[number, some] = UNTOUCHED
+        else:
+            contents[number, some] = data.draw(st.integers(1, 7))
+            scanner.write(number, some, contents[number, some].astype(np.int32), now)
+        now += data.draw(st.sampled_from([1, 50, 400])) * MILLISECOND
+        for _ in scanner.advance(now):
+            pass
+
+        for each in range(2):
+            assert scanner.read(each).tolist() == contents[each].tolist()
+            assert scanner.backed(each).tolist() == (contents[each] != UNTOUCHED).tolist()
+        columns = scanner.columns(scanner.snapshot(now)[np.newaxis])
+        assert columns["mem_touched_bytes"][0] == np.sum(contents != UNTOUCHED) * 4096
+        used = int(columns["mem_private_bytes"][0] + columns["mem_shared_bytes"][0]) // 4096
+        assert len(np.unique(contents[contents != UNTOUCHED])) <= used <= np.sum(contents != UNTOUCHED)
+
+
+def test_the_lab_says_that_its_guests_have_no_balloon() -> None:
+    asked = scenario(guest("vm", part("a", 100), pages=200, free_page_reporting=True), duration="1s")
+
+    with pytest.raises(UserError, match=r"remove vms\.0\.free_page_reporting"):
+        workload(asked)

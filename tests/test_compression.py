@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from sim.columns import PAGE_BYTES
 from sim.errors import UserError
 from sim.memory.image import Synthetic, load_capture
+from sim.memory.pages import POOL, pool_add, pool_remove
 from sim.reclaim.compression import AS_IS, Sizes, lz4_sizes, packed_sizes, pool_bytes, zsmalloc_classes
+from tests.machine import empty_memory
 
 ALGORITHMS: Any = ("lz4", "lzo", "lzo-rle", "zstd")
 IMAGES = Path(__file__).parents[1] / "scenarios" / "images"
@@ -127,3 +129,24 @@ def test_sizes_of_another_shape_are_no_image(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lz4_bytes must hold one uint16 for each of the 64 pages"):
         load_capture(tmp_path / "a.npz")
     assert lz4_sizes(load_capture(tmp_path / "b.npz"), 1, "x", 64, {}).min() > 0
+
+
+@given(st.lists(st.integers(0, 255), max_size=200), st.randoms(use_true_random=False))
+def test_a_pool_that_pages_come_to_and_leave_is_as_large_as_what_it_holds_needs(sizes: list[int], random: Any) -> None:
+    steps, held = list(sizes), list(sizes)
+    random.shuffle(held)
+    for _ in range(len(held) // 2):
+        steps.append(-1 - held.pop())
+    m = empty_memory(pages=1, guests=1, frames=1)
+    m.zspage[:, :3] = zsmalloc_classes()
+
+    for step in steps:
+        if step < 0:
+            pool_remove(m, -1 - step)
+        else:
+            pool_add(m, step)
+
+    assert m.counts[POOL] * PAGE_BYTES == pool_bytes(np.array(held, np.uint8))
+    for size in held:
+        pool_remove(m, size)
+    assert m.counts[POOL] == 0

@@ -11,7 +11,8 @@ from sim.errors import At
 from sim.reclaim.pressure import is_full
 from sim.reclaim.swap import Swap
 from sim.reclaim.zswap import Zswap
-from sim.units import GIB
+from sim.units import GIB, MIB
+from tests.one_host import end, guest, part, run
 
 MEMTOTAL_KB = 24_684_092
 
@@ -62,3 +63,15 @@ def test_a_pool_before_nothing_is_refused(behind: Swap | None, message: str) -> 
     with pytest.raises(At, match=message):
         Zswap().check(behind)
     Zswap().check(swap("ssd"))
+
+
+def test_a_page_that_does_not_get_smaller_takes_one_of_the_pool() -> None:
+    # tests/kernel/test_zswap_live.py does the same on the kernel.
+    vm = guest("vm", part("a", 4000, compresses_to="100%"), pages=4000, mergeable=False)
+
+    result = run(vm, duration="5s", memory="12MiB", swap={"device": "ssd", "size": "64MiB"}, zswap={})
+
+    last = end(result)
+    assert last.zswpout > 0
+    assert last.mem_pool_bytes == 4096 * (last.zswpout - last.zswpwb)
+    assert last.mem_pool_bytes <= 0.2 * 12 * MIB

@@ -91,7 +91,12 @@ def zsmalloc_classes(chain: int = _CHAIN) -> npt.NDArray[np.int64]:
 
 
 def pool_bytes(packed: Packed) -> int:
-    """Memory that pages take, compressed (mm_stat's mem_used_total); zspages but the last of each class are full."""
+    """Memory that pages take, compressed (mm_stat's mem_used_total); zspages but the last of each class are full.
+
+    The kernel fills holes before it takes a new zspage, but does not close those that are left until memory is so
+    short that it compacts. On Linux 6.18 a pool whose pages left at random and were followed by others at once was 5 %
+    larger than this, and one from which half of the pages had gone and none had come 2.2 times as large.
+    """
     classes = zsmalloc_classes()
     counts = np.bincount(classes[packed, 0], minlength=int(classes[0, 0]) + 1)
     objects, pages = (np.zeros_like(counts) for _ in range(2))

@@ -136,8 +136,6 @@ from sim.memory.pages import (
     written_content,
 )
 
-AS_IS = 255
-"""`packed` of a page that does not get smaller (see compression.py)."""
 BATCH = 32
 """Pages that a guest wants when it reclaims (SWAP_CLUSTER_MAX)."""
 FIRST_PRIORITY = 12
@@ -246,7 +244,7 @@ def write_oldest_back(m: Memory, r: Pressure, now: int) -> None:
             left -= 1
 
 
-@inlined
+@compiled
 def is_full(pool_pages: int, was_full: bool, most: int, again: int) -> bool:
     """Whether the pool refuses pages and writes back, asked before each page that would go to it."""
     return pool_pages >= most or (was_full and pool_pages > again)
@@ -259,7 +257,7 @@ def write_out(m: Memory, r: Pressure, page: int, now: int) -> bool:
         m.counts[PSWPOUT] += 1
         pool_add(m, m.packed[page])
         return True
-    if r.n[POOL_MOST] and m.packed[page] < AS_IS:
+    if r.n[POOL_MOST]:
         r.n[POOL_FULL] = is_full(m.counts[POOL], r.n[POOL_FULL] != 0, r.n[POOL_MOST], r.n[POOL_AGAIN])
         if not r.n[POOL_FULL]:
             m.counts[ZSWPOUT] += 1

@@ -189,6 +189,9 @@ class Tps(Mechanism):
             yield At("fork_of", "ESX does not fork its guests", "give these guests an image of their own")
         if vm.memory_limit is not None:
             yield At("memory_limit", "is a cgroup of Linux, which ESX does not have", "remove it")
+        for name in ("balloon", "free_page_reporting"):
+            if getattr(vm, name):
+                yield At(name, "ESX has balloons of its own, for every guest", "remove it")
         if vm.name in self.guests and self.guests[vm.name].min > vm.memory:
             yield At("memory", f"is less than the min of {vm.name} in tps.guests", "make one of them fit the other")
 

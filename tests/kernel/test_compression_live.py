@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from sim.lab.machine import exclusive
-from sim.lab.swap_costs import _direct, _zram_device, algorithms
+from sim.lab.swap_costs import _direct, algorithms
+from sim.lab.swapping import zram_device
 from sim.reclaim.compression import packed_sizes, pool_bytes, stored_bytes
 
 pytestmark = pytest.mark.kernel
@@ -59,7 +60,7 @@ def memory() -> Pages:
 
 def stored(pages: Pages, algorithm: str) -> tuple[Any, int]:
     """Compressed size of each page, and the memory that all take in the end."""
-    with exclusive(), _zram_device() as number:
+    with exclusive(), zram_device() as number:
         folder = Path(f"/sys/block/zram{number}")
         (folder / "comp_algorithm").write_text(algorithm)
         (folder / "disksize").write_text(str(len(pages) * PAGE))
