@@ -115,6 +115,9 @@ class Host(Sharing, _Hardware):
         name, settings = self.sharing
         faults = [At(f"{name}.{fault.path}", fault.message, fault.remedy) for fault in
                   settings.faults(kernel(self.kernel))]  # fmt: skip
+        if self.swap:
+            faults += [At(f"swap.{fault.path}", fault.message, fault.remedy) for fault in
+                       settings.swap_faults(self.swap)]  # fmt: skip
         usual = {each: type(self).model_fields[each].default for each in settings.refused}
         faults += [At(each, f"means nothing on a host with {name}", "remove it") for each, default in usual.items()
                    if getattr(self, each) != default]  # fmt: skip

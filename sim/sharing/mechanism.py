@@ -11,6 +11,7 @@ from sim.units import Block
 
 if TYPE_CHECKING:
     from sim.memory.guest import Vm
+    from sim.reclaim.swap import Swap
     from sim.sharing.room import Room
 
 
@@ -30,6 +31,10 @@ class Mechanism(Block):
 
     def faults(self, kernel: Kernel) -> Iterator[At]:
         """Settings that go wrong on this kernel."""
+        yield from ()
+
+    def swap_faults(self, swap: Swap) -> Iterator[At]:
+        """What the host's swap has that this mechanism cannot use."""
         yield from ()
 
     def visits(self, guests: Sequence[tuple[int, int]]) -> float:

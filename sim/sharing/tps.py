@@ -21,6 +21,7 @@ from sim.units import GIB, MIB, SECOND, Block, Bytes, Name, Share, Switch, not_b
 
 if TYPE_CHECKING:
     from sim.memory.guest import Vm
+    from sim.reclaim.swap import Swap
     from sim.sharing.esx import Esx
 
 HIDDEN_LIMIT: Final = 450
@@ -105,7 +106,7 @@ class Tps(Mechanism):
     """VMware's transparent page sharing, and how ESX reclaims memory."""
 
     refused: ClassVar[tuple[str, ...]] = (
-        "kernel", "hz", "thp", "hugetlbfs", "watermarks", "ksmtuned", "mom",
+        "kernel", "hz", "thp", "hugetlbfs", "watermarks", "balloon", "ksmtuned", "mom",
     )  # fmt: skip
 
     version: Literal["esx3", "esx4", "esxi5", "esxi6"] = "esxi6"
@@ -181,6 +182,11 @@ class Tps(Mechanism):
             if getattr(self, name) and not there:
                 yield At(name, f"came with {since}", f"remove it or choose version {since} or later")
 
+    def swap_faults(self, swap: Swap) -> Iterator[At]:
+        """Swap is a device for ESX; what it compresses is settled by MemZipEnable and MemZipMaxPct."""
+        if swap.device == "zram":
+            yield At("device", "ESX has no zram", "write a disk, and MemZipEnable: 1 under tps")
+
     def guest_faults(self, vm: Vm) -> Iterator[At]:
         """Linux' own ways with guests."""
         if vm.madvise:
@@ -189,6 +195,10 @@ class Tps(Mechanism):
             yield At("fork_of", "ESX does not fork its guests", "give these guests an image of their own")
         if vm.memory_limit is not None:
             yield At("memory_limit", "is a cgroup of Linux, which ESX does not have", "remove it")
+        if vm.balloon:
+            yield At("balloon", "is filled by oVirt's MOM; ESX has a balloon of its own", "remove it")
+        if vm.free_page_reporting:
+            yield At("free_page_reporting", "ESX takes no reports of free pages", "remove it")
         if vm.name in self.guests and self.guests[vm.name].min > vm.memory:
             yield At("memory", f"is less than the min of {vm.name} in tps.guests", "make one of them fit the other")
 
