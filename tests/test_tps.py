@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -466,6 +467,94 @@ def check_frames(host: Esx) -> None:
     assert m.counts[memory.PRIVATE] + m.counts[memory.FRAMES] + m.counts[memory.RESERVED] <= m.counts[memory.LIMIT]
 
 
+def looked_at(host: Esx, guest: int, *pages: int) -> list[int]:
+    """Let the scan look at pages of a guest; returns how often pages were shared so far after each look."""
+    shares = []
+    for page in pages:
+        tps.visit(host.m, host.t, int(host.m.guest[guest, memory.FIRST]) + page, host._now)
+        shares.append(int(host.t.n[tps.SHARES]))
+    return shares
+
+
+def written(host: Esx, guest: int, page: int, content: int) -> None:
+    host.write(guest, np.array([page]), np.array([content], np.int32), host._now)
+
+
+def test_a_hint_whose_page_has_changed_is_dropped():
+    """Source: OSDI 2002, section 4.3: the hinted page is hashed again before anything is compared."""
+    host = esx(256 * MIB, version="esx3", ShareScanVM=0)
+    start(host, 0, [5, 5, 5, 7])
+    looked_at(host, 0, 0)
+    written(host, 0, 0, 6)
+
+    assert looked_at(host, 0, 1, 2) == [0, 2]
+    assert host.read(0).tolist() == [6, 5, 5, 7]
+    assert host.t.n[tps.HINTS] == 0
+
+
+def test_a_hint_does_not_survive_its_page():
+    host = esx(256 * MIB, version="esx3", ShareScanVM=0)
+    for index in range(2):
+        start(host, index, [5])
+    looked_at(host, 0, 0)
+    host.remove(0)
+
+    assert looked_at(host, 1, 0) == [0]
+    assert host.read(1).tolist() == [5]
+
+
+def test_a_shared_page_is_copied_on_every_write_and_its_frame_ends_with_its_last_mapper():
+    host = esx(256 * MIB, version="esx3", ShareScanVM=0)
+    start(host, 0, [5, 5, 5])
+    looked_at(host, 0, 0, 1, 2)
+    assert host.m.counts[memory.FRAMES] == 1
+
+    for page in range(3):
+        written(host, 0, page, 5)
+    assert host.copies(0) == 3
+    assert host.m.counts[memory.FRAMES] == 0
+    assert looked_at(host, 0, 0, 1) == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("where", "options"),
+    [
+        (tps.SWAPPED, {"version": "esx3", "CtlMaxPercent": 0}),
+        (tps.ZIPPED, {"version": "esx4", "CtlMaxPercent": 0, "compressible": 1.0, "MemZipMaxPct": 100}),
+        (tps.BALLOONED, {"version": "esx3"}),
+    ],
+)
+def test_a_page_that_was_taken_comes_back_as_it_was(where, options):
+    host = esx(64 * MIB, **options, **({"ShareScanVM": 0} if options["version"] == "esx3" else {"ShareScanGHz": 0}))
+    contents = list(range(100, 1100))
+    start(host, 0, contents)
+    host.reserve(host._free() - 500)
+    ticks(host, 3)
+    taken = np.flatnonzero(host.t.out[:1000] == where)
+    assert len(taken) > 100
+    assert host.read(0).tolist() == contents
+
+    host.reserve(-int(host.m.counts[memory.RESERVED]))
+    for page in taken[:50].tolist():
+        written(host, 0, page, 7)
+        contents[page] = 7
+    assert np.all(host.t.out[taken[:50]] == 0)
+    assert host.read(0).tolist() == contents
+    check_frames(host)
+
+
+def test_numa_nodes_keep_copies_of_their_own():
+    """Source: vSphere 6.7 resource management guide: pages are shared within a node."""
+    common = part("common", 500, pool="system")
+    options = {"tps": {"ShareForceSalting": 0, "ShareScanTime": 10, "AllocGuestLargePage": 0}, "duration": "3h"}
+    vms = [guest("vm", common, pages=500, count=4)]
+
+    one, two = (end(run(*vms, **options, sample_every="1h", numa_nodes=nodes)) for nodes in (1, 2))
+
+    assert (one["pages_shared"], one["pages_sharing"]) == (500, 1500)
+    assert (two["pages_shared"], two["pages_sharing"]) == (1000, 1000)
+
+
 def check_salts(host: Esx) -> None:
     """No frame has mappers of two salts."""
     pages = np.flatnonzero(host.m.place & memory.SHARED)
@@ -482,16 +571,22 @@ def check_large_pages(host: Esx) -> None:
 
 
 PAGES = 700
-WRITES = st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(-1, 6)), max_size=40)
+WRITES = st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(-1, 6) | st.integers(50, 55)), max_size=40)
 ACTIONS = st.one_of(
     st.tuples(st.just("write"), st.integers(0, 3), WRITES),
-    st.tuples(st.just("wait"), st.integers(1, 60), st.none()),
-    st.tuples(st.just("squeeze"), st.integers(0, 400), st.none()),
+    st.tuples(st.just("wait"), st.integers(1, 200), st.none()),
+    st.tuples(st.just("squeeze"), st.integers(30, 400), st.none()),
     st.tuples(st.just("restart"), st.integers(0, 3), st.none()),
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+def some_contents(draw: np.random.Generator, guest: int) -> npt.NDArray[np.int64]:
+    """Contents of a guest: some that others have, the others its own."""
+    own = 1000 * (guest + 1) + np.arange(PAGES)
+    return np.where(draw.random(PAGES) < 0.5, draw.integers(0, 40, PAGES), own)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     version=st.sampled_from(sorted(VERSIONS)),
     salting=st.integers(0, 2),
@@ -510,7 +605,7 @@ def test_frames_are_conserved_guests_read_what_they_wrote_and_salts_never_mix(ve
     draw = np.random.default_rng(seed)
     wrote = []
     for index in range(4):
-        contents = draw.integers(0, 40, PAGES)
+        contents = some_contents(draw, index)
         contents[draw.random(PAGES) < 0.3] = memory.NEVER
         wrote.append(contents)
         start(host, index, contents.tolist())
@@ -524,10 +619,10 @@ def test_frames_are_conserved_guests_read_what_they_wrote_and_salts_never_mix(ve
         elif action == "wait":
             ticks(host, which)
         elif action == "squeeze":
-            host.reserve(max(host._free() - 200 - which, 0))
+            host.reserve(max(host._free() - which, 0))
         else:
             host.remove(which)
-            wrote[which] = draw.integers(0, 40, PAGES)
+            wrote[which] = some_contents(draw, which)
             start(host, which, wrote[which].tolist())
         check_frames(host)
         check_salts(host)
