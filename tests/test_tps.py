@@ -91,6 +91,29 @@ def test_an_idle_tax_moves_memory_to_the_active_vm():
     assert taxed.guests["progress_percent"].iloc[1] > 1.3 * plain.guests["progress_percent"].iloc[1]
 
 
+def progress(**options: Any) -> float:
+    """Percent of its work that a VM gets done with a quarter of its memory; nearly all reads go to 22 % of it."""
+    reads = {"rate": "2/s", "hot": "22%", "hot_reads": "99.9%"}
+    result = run(
+        guest("build", part("all", 64_000, reads=reads), pages=64_000),
+        duration="2min",
+        sample_every="1min",
+        memory=size(17_600),
+        swap={"device": "ssd", "size": "1GiB"},
+        tps={"version": "esx4", "ShareScanGHz": 0, "AllocGuestLargePage": 0, "MemZipEnable": 0, **options},
+    )
+    return float(result.guests["progress_percent"].iloc[0])
+
+
+def test_a_balloon_costs_a_vm_much_less_than_host_swap():
+    """Source: VMware, Understanding Memory Resource Management in ESX Server, 2009, figure 10: a kernel build in 128 of 512
+    MB loses 3 % with a balloon and 34 % with host swap. The order only: what the build touches when is not told.
+    """
+    balloon, swap = (100 - progress(CtlMaxPercent=percent) for percent in (99, 0))
+
+    assert swap > 2 * balloon
+
+
 # --- exact rates -----------------------------------------------------------------------------------------------------
 
 TAILOR_MADE = {"version": "esxi6", "cpu_ghz": 1e5}

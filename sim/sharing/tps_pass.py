@@ -485,20 +485,28 @@ def reclaim(m: Memory, t: Tps, r: Pressure, guest: int, frames: int, now: int) -
 
 @compiled
 def give(m: Memory, t: Tps, guest: int, order: Int32, pages: int, now: int) -> int:
-    """Let the guest's kernel give pages away, in the order in which it misses them least. Returns how many it gave."""
-    given = 0
-    hand = t.guest[guest, HAND]
-    for _ in range(order.size):
-        if given == pages or not has_room(m, t):
-            break
-        page = m.guest[guest, FIRST] + order[hand]
-        hand = (hand + 1) % order.size
-        if m.place[page] & PRESENT:
-            break_large(m, page)
-            t.n[GUEST_OUTS] += content_of(m, page) != 0
-            take_page(m, t, page, BALLOONED, now)
-            given += 1
-    t.guest[guest, HAND] = hand
+    """Let the guest's kernel give pages away, those it uses least first, and in turn those it uses equally often.
+
+    *order* has the guest's pages by how often they are used. Returns how many it gave.
+    """
+    first, given, start = m.guest[guest, FIRST], 0, 0
+    while start < order.size and given < pages:
+        end = start
+        while end < order.size and m.accesses[first + order[end]] == m.accesses[first + order[start]]:
+            end += 1
+        hand = t.guest[guest, HAND] if start <= t.guest[guest, HAND] < end else start
+        for _ in range(start, end):
+            if given == pages or not has_room(m, t):
+                break
+            page = first + order[hand]
+            hand = hand + 1 if hand + 1 < end else start
+            if m.place[page] & PRESENT:
+                break_large(m, page)
+                t.n[GUEST_OUTS] += content_of(m, page) != 0
+                take_page(m, t, page, BALLOONED, now)
+                given += 1
+        t.guest[guest, HAND] = hand
+        start = end
     return given
 
 
