@@ -389,6 +389,9 @@ class Machine:
 
     def _compressor(self) -> Algorithm | None:
         """How the host compresses pages that are swapped out, if it does."""
+        _, settings = self.host.sharing
+        if settings.compressor:
+            return settings.compressor
         if self.host.zswap:
             return self.host.zswap.compressor
         return self.host.swap.compresses_with if self.host.swap else None

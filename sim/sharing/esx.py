@@ -4,7 +4,7 @@ Once a second ESX scans, looks at its free memory and acts on it; a guest that n
 waits until some were reclaimed. Sources: see `tps.py`. Not published, and assumed here: by how much free memory must
 exceed a threshold before a state is left (`_LEAVES`), the weights of the moving averages of activity (`_AVERAGES`),
 that sharing which is called for takes one core at most and looks at every page once, and that large pages are broken in
-the state high where the scan meets them.
+the state high where the scan meets them. Large pages that were broken stay so: when ESX makes new ones is not told.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sim.memory import pages as memory
 from sim.memory.guest import Vm
-from sim.memory.pages import BLOCK, PAGE_BYTES, Float64, Int32, Int64, UInt16
+from sim.memory.pages import BLOCK, PAGE_BYTES, Float64, Int32, Int64, UInt8, UInt16
 from sim.reclaim import pressure
 from sim.sharing import tps_pass as tps
 from sim.sharing.kernels import Kernel
@@ -37,6 +37,9 @@ _NORMAL: Final = 10
 """Shares for each MB of a VM (vSphere resource management guide: normal)."""
 _LEAVES: Final = 1.05
 _AVERAGES: Final = (1 / 8, 1 / 2)
+
+_HALF: Final = 128
+"""Size of a compressed page of 2 KiB as `reclaim/compression.py` tells it."""
 
 _ENTRIES: Final = 1024
 _OUT: Final = [tps.SWAPPED_OUT, tps.ZIPPED_OUT, tps.GIVEN]
@@ -70,6 +73,7 @@ class Esx(Room):
         room = len(self.m.place)
         self.t = tps.Tps(
             out=np.zeros(room, np.uint8),
+            small=np.zeros(room, np.uint8),
             hint=np.zeros(room, np.int32),
             bucket=np.zeros(_ENTRIES, np.int32),
             entry=np.zeros((_ENTRIES, tps.ENTRY_COLUMNS), np.int64),
@@ -78,7 +82,6 @@ class Esx(Room):
         )
         self.t.n[tps.KEY] = np.uint64(key).astype(np.int64)
         self.t.n[tps.MOST_SWAPPED] = squeeze.slots if squeeze else memory.END_OF_TIME
-        self.t.n[tps.COMPRESSIBLE] = round(settings.compressible * 1000)
         thresholds, goal = settings.thresholds(frames * PAGE_BYTES)
         self._thresholds = [each // PAGE_BYTES for each in thresholds]
         self._goal = goal // PAGE_BYTES
@@ -152,6 +155,10 @@ class Esx(Room):
         often = rates[:, memory.WRITES] + rates[:, memory.READS]
         often[rates[:, memory.PERIOD] > 0] += 1 / rates[rates[:, memory.PERIOD] > 0, memory.PERIOD]
         self._vms[guest].order = np.argsort(often[accesses], kind="stable").astype(np.int32)
+
+    def set_packed(self, guest: int, packed: UInt8) -> None:
+        """See `Room`; ESX only keeps a page compressed that takes half a page or less."""
+        self.t.small[self.pages_of(guest)] = packed <= _HALF
 
     def fill(self, guest: int, contents: Int32, now: int) -> None:
         """Touch the guest's pages for the first time, empty ones last to be missed. Raises OutOfFrames."""
@@ -420,7 +427,9 @@ class Esx(Room):
     def _more_blocks(self, wanted: int) -> int:
         first = super()._more_blocks(wanted)
         room = len(self.m.place)
-        self.t = self.t._replace(out=longer(self.t.out, room), hint=longer(self.t.hint, room))
+        self.t = self.t._replace(
+            out=longer(self.t.out, room), small=longer(self.t.small, room), hint=longer(self.t.hint, room)
+        )
         return first
 
     def _make_room(self, frames: int = tps.ROOM, due: int = tps.ROOM) -> None:

@@ -11,6 +11,7 @@ from sim.units import Block
 
 if TYPE_CHECKING:
     from sim.memory.guest import Vm
+    from sim.reclaim.compression import Algorithm
     from sim.reclaim.swap import Swap
     from sim.sharing.room import Room
 
@@ -20,6 +21,11 @@ class Mechanism(Block):
 
     refused: ClassVar[tuple[str, ...]] = ()
     """Settings of a host that mean nothing beside this mechanism."""
+
+    @property
+    def compressor(self) -> Algorithm | None:
+        """How the sizes of compressed pages are told, if it keeps compressed pages of its own."""
+        return None
 
     def behaviour(self) -> type[Room]:
         """The class that does it; imported when a run begins, for it brings the compiler."""

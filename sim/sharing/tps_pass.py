@@ -56,7 +56,6 @@ from sim.memory.pages import (
     frames_free,
     fresh_content,
     leave_frame,
-    leave_swap,
     look,
     map_frame,
     new_frame,
@@ -96,9 +95,9 @@ guest's own kernel, which gave its frame to the balloon."""
 PICKED, HINTS, SHARES, GUEST_OUTS, GUEST_INS, ZERO_SHARED, SWAPPED_NOW, ZIPPED_NOW, BALLOONED_NOW, STATE = range(10)
 COUNTERS = 10
 # ... where the loops are and what they keep to, ...
-SERIAL, KEY, ENTRY_HIGH, ENTRY_FREE, BREAKS, FLOOR, COMPRESSIBLE, MOST_SWAPPED = range(10, 18)
+SERIAL, KEY, ENTRY_HIGH, ENTRY_FREE, BREAKS, FLOOR, MOST_SWAPPED = range(10, 17)
 # ... and for each kind of work how much was done.
-DONE = 18
+DONE = 17
 NUMBERS = DONE + len(WORK)
 
 # Columns of Tps.entry and .guest.
@@ -118,6 +117,7 @@ class Tps(NamedTuple):
     """State of page sharing on one host."""
 
     out: UInt8  # (pages,) SWAPPED, ZIPPED or BALLOONED where a page was taken; its content stays in `Memory.held`
+    small: UInt8  # (pages,) 1 for a page that compresses to ZIPPED_BYTES or less
     hint: Int32  # (pages,) entry + 1 of the page's hint, _UNIQUE for one that no other page can match, 0 none
     bucket: Int32  # (buckets, a power of 2) entry + 1 of the first entry of a hash
     entry: Int64  # (entries, ENTRY_COLUMNS) NAME group and content, VALUE page + 1 of a hint or -(frame + 1),
@@ -418,9 +418,7 @@ def take_page(m: Memory, t: Tps, page: int, where: int, now: int) -> None:
 def swap_out_page(m: Memory, t: Tps, r: Pressure, page: int, now: int) -> None:
     """Compress a page, if that is worth it, or write it to the VM's swap file while that has room."""
     guest = m.block[page // BLOCK, GUEST]
-    draw = shuffled(np.uint64(m.guest[guest, KEY]) ^ np.uint64(page - m.guest[guest, FIRST]))
-    small = (draw >> np.uint64(44)) % np.uint64(1000) < np.uint64(t.n[COMPRESSIBLE])
-    if small and t.guest[guest, ZIPPED_OUT] < t.guest[guest, ZIP_MOST]:
+    if t.small[page] and t.guest[guest, ZIPPED_OUT] < t.guest[guest, ZIP_MOST]:
         take_page(m, t, page, ZIPPED, now)
     elif t.n[SWAPPED_NOW] < t.n[MOST_SWAPPED]:
         take_page(m, t, page, SWAPPED, now)
@@ -443,18 +441,29 @@ def wait_for(m: Memory, t: Tps, r: Pressure, page: int, now: int) -> None:
 
 
 @inlined
+def put_back(m: Memory, t: Tps, page: int) -> None:
+    """A page that was taken is nowhere else any more."""
+    guest = m.block[page // BLOCK, GUEST]
+    count_out(t, guest, t.out[page], -1)
+    t.out[page] = 0
+    m.place[page] &= ~AWAY
+    m.counts[SLOTS_USED] -= 1
+    m.counts[SWAPPED_PAGES] -= 1
+    m.guest[guest, OUT] -= 1
+
+
+@inlined
 def bring_in(m: Memory, t: Tps, r: Pressure, page: int, now: int) -> None:
     """Give a page that was taken a frame again; the caller made sure that one is free."""
-    guest, where = m.block[page // BLOCK, GUEST], t.out[page]
+    where, content = t.out[page], m.held[page]
     if m.rates[m.accesses[page], WRITES] > 0.0:
         look(m, page // BLOCK, now)
     wait_for(m, t, r, page, now)
-    t.out[page] = 0
-    count_out(t, guest, where, -1)
-    m.held[page] = leave_swap(m, page)
+    put_back(m, t, page)
     m.place[page] |= PRESENT
     m.counts[TOUCHED] += 1
     own_frame(m, page)
+    m.held[page] = content
     if where == BALLOONED:
         t.n[GUEST_INS] += m.held[page] != 0
     elif where == SWAPPED:
@@ -585,8 +594,7 @@ def forget_pages(m: Memory, t: Tps, guest: int) -> None:
     for page in range(first, first + m.guest[guest, PAGES]):
         drop_hint(t, page)
         if t.out[page]:
-            count_out(t, guest, t.out[page], -1)
-            t.out[page] = 0
+            put_back(m, t, page)
 
 
 @compiled
