@@ -115,6 +115,9 @@ class Host(Sharing, _Hardware):
         name, settings = self.sharing
         faults = [At(f"{name}.{fault.path}", fault.message, fault.remedy) for fault in
                   settings.faults(kernel(self.kernel))]  # fmt: skip
+        if self.swap:
+            faults += [At(f"swap.{fault.path}", fault.message, fault.remedy) for fault in
+                       settings.swap_faults(self.swap)]  # fmt: skip
         usual = {each: type(self).model_fields[each].default for each in settings.refused}
         faults += [At(each, f"means nothing on a host with {name}", "remove it") for each, default in usual.items()
                    if getattr(self, each) != default]  # fmt: skip
@@ -386,6 +389,9 @@ class Machine:
 
     def _compressor(self) -> Algorithm | None:
         """How the host compresses pages that are swapped out, if it does."""
+        _, settings = self.host.sharing
+        if settings.compressor:
+            return settings.compressor
         if self.host.zswap:
             return self.host.zswap.compressor
         return self.host.swap.compresses_with if self.host.swap else None

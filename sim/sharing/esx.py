@@ -4,7 +4,7 @@ Once a second ESX scans, looks at its free memory and acts on it; a guest that n
 waits until some were reclaimed. Sources: see `tps.py`. Not published, and assumed here: by how much free memory must
 exceed a threshold before a state is left (`_LEAVES`), the weights of the moving averages of activity (`_AVERAGES`),
 that sharing which is called for takes one core at most and looks at every page once, and that large pages are broken in
-the state high where the scan meets them.
+the state high where the scan meets them. Large pages that were broken stay so: when ESX makes new ones is not told.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from sim.memory import pages as memory
 from sim.memory.guest import Vm
-from sim.memory.pages import BLOCK, PAGE_BYTES, Float64, Int32, Int64, UInt16
+from sim.memory.pages import BLOCK, PAGE_BYTES, Float64, Int32, Int64, UInt8, UInt16
+from sim.reclaim import pressure
 from sim.sharing import tps_pass as tps
 from sim.sharing.kernels import Kernel
 from sim.sharing.room import OutOfFrames, Room, Squeeze, longer, memory_columns
@@ -36,6 +37,9 @@ _NORMAL: Final = 10
 """Shares for each MB of a VM (vSphere resource management guide: normal)."""
 _LEAVES: Final = 1.05
 _AVERAGES: Final = (1 / 8, 1 / 2)
+
+_HALF: Final = 128
+"""Size of a compressed page of 2 KiB as `reclaim/compression.py` tells it."""
 
 _ENTRIES: Final = 1024
 _OUT: Final = [tps.SWAPPED_OUT, tps.ZIPPED_OUT, tps.GIVEN]
@@ -56,14 +60,20 @@ class Esx(Room):
         nodes: int, work_ps: Int64, split_ps: int, cold_milli: int, rates: Float64, key: int,
         squeeze: Squeeze | None = None,
     ) -> None:  # fmt: skip
-        """*settings* are complete for their version; what only Linux has is of no concern."""
+        """*settings* are complete for their version; of *squeeze* only the device counts, the rest is Linux' own."""
         super().__init__(frames=frames, pages=pages, guests=guests, rates=rates, squeeze=None)
+        if squeeze and squeeze.device:
+            self.r = self.r._replace(channel=np.zeros(squeeze.device.channels, np.int64))
+            self.r.n[pressure.READ_NS] = squeeze.device.read_ns
+            self.r.n[pressure.PAGE_NS] = squeeze.device.ns_per_page
+            self.r.n[pressure.IN_NS] = squeeze.device.cpu_in_ns
         self._settings = settings
         self._nodes = nodes
         self._work_ps = work_ps
         room = len(self.m.place)
         self.t = tps.Tps(
             out=np.zeros(room, np.uint8),
+            small=np.zeros(room, np.uint8),
             hint=np.zeros(room, np.int32),
             bucket=np.zeros(_ENTRIES, np.int32),
             entry=np.zeros((_ENTRIES, tps.ENTRY_COLUMNS), np.int64),
@@ -71,7 +81,7 @@ class Esx(Room):
             n=np.zeros(tps.NUMBERS, np.int64),
         )
         self.t.n[tps.KEY] = np.uint64(key).astype(np.int64)
-        self.t.n[tps.COMPRESSIBLE] = round(settings.compressible * 1000)
+        self.t.n[tps.MOST_SWAPPED] = squeeze.slots if squeeze else memory.END_OF_TIME
         thresholds, goal = settings.thresholds(frames * PAGE_BYTES)
         self._thresholds = [each // PAGE_BYTES for each in thresholds]
         self._goal = goal // PAGE_BYTES
@@ -146,6 +156,10 @@ class Esx(Room):
         often[rates[:, memory.PERIOD] > 0] += 1 / rates[rates[:, memory.PERIOD] > 0, memory.PERIOD]
         self._vms[guest].order = np.argsort(often[accesses], kind="stable").astype(np.int32)
 
+    def set_packed(self, guest: int, packed: UInt8) -> None:
+        """See `Room`; ESX only keeps a page compressed that takes half a page or less."""
+        self.t.small[self.pages_of(guest)] = packed <= _HALF
+
     def fill(self, guest: int, contents: Int32, now: int) -> None:
         """Touch the guest's pages for the first time, empty ones last to be missed. Raises OutOfFrames."""
         vm = self._vms[guest]
@@ -158,7 +172,7 @@ class Esx(Room):
         """Write contents to the guest's pages, as fast as memory can be reclaimed for it. Raises OutOfFrames."""
         first, done = int(self.m.guest[guest, memory.FIRST]), 0
         while True:
-            done = tps.write_pages(self.m, self.t, first, pages, contents, done, now)
+            done = tps.write_pages(self.m, self.t, self.r, first, pages, contents, done, now)
             if done == len(pages):
                 return
             if not self._relieve(now):
@@ -168,16 +182,20 @@ class Esx(Room):
         """The guest is powered off."""
         tps.forget_pages(self.m, self.t, guest)
         memory.drop_pages(self.m, *self.m.guest[guest, [memory.FIRST, memory.PAGES]])
+        self._end(guest)
         self.t.guest[guest, tps.RUNS] = 0
         del self._vms[guest]
         self._called.pop(guest, None)
         self._give_back(guest)
         self._set_rates()
 
-    def read(self, guest: int) -> Int32:
-        """See `Room`; what was taken is still the guest's."""
-        span = self.pages_of(guest)
-        return np.where(self.t.out[span] != 0, self.m.held[span], super().read(guest))
+    def touched(self, guest: int) -> int:
+        """See `Room`; what is in the balloon is nobody's."""
+        return super().touched(guest) - int(self.t.guest[guest, tps.GIVEN])
+
+    def swapped(self, guest: int) -> int:
+        """See `Room`; compressed pages are swapped out too, as in zram."""
+        return int(self.t.guest[guest, [tps.SWAPPED_OUT, tps.ZIPPED_OUT]].sum())
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -194,10 +212,10 @@ class Esx(Room):
             self._next_tick += _TICK
 
     def _act(self, until: int) -> None:
-        while tps.access_due(self.m, self.t, until) != tps.PAUSED:
+        while tps.access_due(self.m, self.t, self.r, until) != tps.PAUSED:
             time = int(memory.next_due(self.m))
             if not self._relieve(time):
-                raise OutOfFrames(int(self.m.block[self.m.due[0, memory.PAGE] // BLOCK, memory.GUEST]), time)
+                raise OutOfFrames(int(self.m.block[self.m.due[0, memory.PAGE] // 2 // BLOCK, memory.GUEST]), time)
 
     def _tick(self, now: int) -> None:
         self._ticks += 1
@@ -338,15 +356,16 @@ class Esx(Room):
         why, left = (tps.NO_ROOM, frames) if frames > 0 else (tps.PAUSED, 0)
         while why == tps.NO_ROOM:
             self._make_room()
-            why, left = tps.reclaim(self.m, self.t, guest, left, now)
+            why, left = tps.reclaim(self.m, self.t, self.r, guest, left, now)
         self._count_metadata()
 
     # --- records --------------------------------------------------------------------------------------------------
 
     def _count_metadata(self) -> None:
-        """Entries of the table, and the memory that compressed pages take."""
+        """Entries of the table, and the frames that compressed pages take."""
         entries = int(self.m.counts[memory.FRAMES] + self.t.n[tps.HINTS])
-        self.m.counts[memory.METADATA] = entries * tps.ENTRY_BYTES + int(self.t.n[tps.ZIPPED_NOW]) * tps.ZIPPED_BYTES
+        self.m.counts[memory.METADATA] = entries * tps.ENTRY_BYTES
+        self.m.counts[memory.POOL] = -(-int(self.t.n[tps.ZIPPED_NOW]) * tps.ZIPPED_BYTES // PAGE_BYTES)
 
     def snapshot(self, now: int) -> Int64:
         """See `Room`."""
@@ -368,6 +387,7 @@ class Esx(Room):
 
         looking, merging = log[:, _CPU] // 1000, log[:, _CPU + 1] // 1000
         known = memory_columns(log[:, _COUNTS:_CPU])
+        away = counter(tps.SWAPPED_NOW) + counter(tps.ZIPPED_NOW)
         return known | {
             "time_s": log[:, 0] / 1e9,
             "pages_shared": count(memory.FRAMES),
@@ -377,14 +397,13 @@ class Esx(Room):
             "ksmd_cpu_ns": looking + merging,
             "scan_cpu_ns": looking,
             "merge_cpu_ns": merging,
-            "pswpout": counter(tps.SWAP_OUTS),
-            "pswpin": counter(tps.SWAP_INS),
+            "mem_touched_bytes": (count(memory.TOUCHED) + away) * PAGE_BYTES,
+            "mem_swapped_bytes": away * PAGE_BYTES,
+            "swap_used_bytes": counter(tps.SWAPPED_NOW) * PAGE_BYTES,
             "mem_state": counter(tps.STATE),
             "zero_pages_shared": counter(tps.ZERO_SHARED),
             "mem_ballooned_bytes": counter(tps.BALLOONED_NOW) * PAGE_BYTES,
             "mem_compressed_bytes": counter(tps.ZIPPED_NOW) * PAGE_BYTES,
-            "mem_swapped_bytes": counter(tps.SWAPPED_NOW) * PAGE_BYTES,
-            "mem_pool_bytes": counter(tps.ZIPPED_NOW) * tps.ZIPPED_BYTES,
             "guest_swpout": counter(tps.GUEST_OUTS),
             "guest_swpin": counter(tps.GUEST_INS),
         }
@@ -397,7 +416,6 @@ class Esx(Room):
             "ksm_merging_pages": int(shared),
             "balloon_bytes": int(row[tps.GIVEN]) * PAGE_BYTES,
             "compressed_bytes": int(row[tps.ZIPPED_OUT]) * PAGE_BYTES,
-            "swapped_bytes": int(row[tps.SWAPPED_OUT]) * PAGE_BYTES,
         }
 
     def work_done(self) -> dict[str, int]:
@@ -409,7 +427,9 @@ class Esx(Room):
     def _more_blocks(self, wanted: int) -> int:
         first = super()._more_blocks(wanted)
         room = len(self.m.place)
-        self.t = self.t._replace(out=longer(self.t.out, room), hint=longer(self.t.hint, room))
+        self.t = self.t._replace(
+            out=longer(self.t.out, room), small=longer(self.t.small, room), hint=longer(self.t.hint, room)
+        )
         return first
 
     def _make_room(self, frames: int = tps.ROOM, due: int = tps.ROOM) -> None:

@@ -11,6 +11,8 @@ from sim.units import Block
 
 if TYPE_CHECKING:
     from sim.memory.guest import Vm
+    from sim.reclaim.compression import Algorithm
+    from sim.reclaim.swap import Swap
     from sim.sharing.room import Room
 
 
@@ -19,6 +21,11 @@ class Mechanism(Block):
 
     refused: ClassVar[tuple[str, ...]] = ()
     """Settings of a host that mean nothing beside this mechanism."""
+
+    @property
+    def compressor(self) -> Algorithm | None:
+        """How the sizes of compressed pages are told, if it keeps compressed pages of its own."""
+        return None
 
     def behaviour(self) -> type[Room]:
         """The class that does it; imported when a run begins, for it brings the compiler."""
@@ -30,6 +37,10 @@ class Mechanism(Block):
 
     def faults(self, kernel: Kernel) -> Iterator[At]:
         """Settings that go wrong on this kernel."""
+        yield from ()
+
+    def swap_faults(self, swap: Swap) -> Iterator[At]:
+        """What the host's swap has that this mechanism cannot use."""
         yield from ()
 
     def visits(self, guests: Sequence[tuple[int, int]]) -> float:

@@ -17,10 +17,12 @@ from sim.columns import PAGE_BYTES
 from sim.errors import At
 from sim.sharing.kernels import Kernel
 from sim.sharing.mechanism import Mechanism
-from sim.units import GIB, MIB, SECOND, Block, Bytes, Name, Share, Switch, not_boolean
+from sim.units import GIB, MIB, SECOND, Block, Bytes, Name, Switch, not_boolean
 
 if TYPE_CHECKING:
     from sim.memory.guest import Vm
+    from sim.reclaim.compression import Algorithm
+    from sim.reclaim.swap import Swap
     from sim.sharing.esx import Esx
 
 HIDDEN_LIMIT: Final = 450
@@ -105,7 +107,7 @@ class Tps(Mechanism):
     """VMware's transparent page sharing, and how ESX reclaims memory."""
 
     refused: ClassVar[tuple[str, ...]] = (
-        "kernel", "hz", "thp", "hugetlbfs", "watermarks", "ksmtuned", "mom",
+        "kernel", "hz", "thp", "hugetlbfs", "zswap", "watermarks", "balloon", "ksmtuned", "mom",
     )  # fmt: skip
 
     version: Literal["esx3", "esx4", "esxi5", "esxi6"] = "esxi6"
@@ -135,11 +137,10 @@ class Tps(Mechanism):
     CtlMaxPercent: _Percent = 65
     """Most of a VM's memory that its balloon takes, in percent; 0 is a VM without a balloon driver."""
     MemZipEnable: Switch | None = None
-    """Keep what would be swapped in memory if it can be compressed to 2 KiB (since ESX 4, default 1)."""
+    """Keep what would be swapped in memory if it can be compressed to 2 KiB (since ESX 4, default 1); how is not told,
+    and the images' sizes under LZ4 are taken."""
     MemZipMaxPct: int = Field(default=10, ge=0, le=100)
     """Most of a VM's memory that its compressed pages take, in percent."""
-    compressible: Share = 0.5
-    """Share of the pages that compress to 2 KiB or less; an assumption, for images do not tell."""
     guests: Mapping[Name, TpsGuest] = Field(default_factory=dict)
     """What the configuration of VMs says, by the name of their kind."""
 
@@ -147,6 +148,11 @@ class Tps(Mechanism):
     def ways(self) -> Version:
         """How this version behaves."""
         return VERSIONS[self.version]
+
+    @property
+    def compressor(self) -> Algorithm | None:
+        """LZ4, in place of what ESX compresses with."""
+        return "lz4" if self.MemZipEnable else None
 
     def behaviour(self) -> type[Esx]:
         """ESX."""
@@ -181,6 +187,11 @@ class Tps(Mechanism):
             if getattr(self, name) and not there:
                 yield At(name, f"came with {since}", f"remove it or choose version {since} or later")
 
+    def swap_faults(self, swap: Swap) -> Iterator[At]:
+        """Swap is a device for ESX; what it compresses is settled by MemZipEnable and MemZipMaxPct."""
+        if swap.device == "zram":
+            yield At("device", "ESX has no zram", "write a disk, and MemZipEnable: 1 under tps")
+
     def guest_faults(self, vm: Vm) -> Iterator[At]:
         """Linux' own ways with guests."""
         if vm.madvise:
@@ -189,9 +200,10 @@ class Tps(Mechanism):
             yield At("fork_of", "ESX does not fork its guests", "give these guests an image of their own")
         if vm.memory_limit is not None:
             yield At("memory_limit", "is a cgroup of Linux, which ESX does not have", "remove it")
-        for name in ("balloon", "free_page_reporting"):
-            if getattr(vm, name):
-                yield At(name, "ESX has balloons of its own, for every guest", "remove it")
+        if vm.balloon:
+            yield At("balloon", "is filled by oVirt's MOM; ESX has a balloon of its own", "remove it")
+        if vm.free_page_reporting:
+            yield At("free_page_reporting", "ESX takes no reports of free pages", "remove it")
         if vm.name in self.guests and self.guests[vm.name].min > vm.memory:
             yield At("memory", f"is less than the min of {vm.name} in tps.guests", "make one of them fit the other")
 

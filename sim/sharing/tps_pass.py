@@ -16,7 +16,6 @@ from sim.memory.compiled import compiled, inlined
 from sim.memory.pages import (
     ACTIVE_TIME,
     BLOCK,
-    DUE,
     DUE_COUNT,
     FIRST,
     FRAME_HIGH,
@@ -24,19 +23,22 @@ from sim.memory.pages import (
     GUEST,
     HUGE,
     KIND,
-    LOOP_FIRST,
-    LOOP_PAGES,
     MAPS,
     MERGEABLE,
     NO_FRAME,
     OK,
+    OUT,
     PAGE,
     PAGES,
     PERIOD,
     PRESENT,
-    PRIVATE,
+    PSWPIN,
+    PSWPOUT,
     READS,
     SHARED,
+    SLOTS_USED,
+    SWAP_PS,
+    SWAPPED_PAGES,
     THP_SPLIT,
     TIME,
     TOUCHED,
@@ -46,29 +48,30 @@ from sim.memory.pages import (
     Int64,
     Memory,
     UInt8,
-    activity_time,
     content_of,
     drawn,
+    due_in_time,
+    forget_due,
     forget_frame,
     frames_free,
     fresh_content,
-    host_time,
     leave_frame,
     look,
     map_frame,
     new_frame,
+    own_frame,
     part_huge,
+    plan_read,
     plan_write,
     shuffled,
     uniform,
     write_page,
     written_content,
 )
-from sim.memory.pages import _before as before
-from sim.memory.pages import _sift_down as sift_down
-from sim.memory.pages import _swap as exchange
+from sim.memory.pages import SWAPPED as AWAY
+from sim.reclaim.pressure import IN_NS, PAGE_NS, PIPE, PRESSURE_NS, READ_NS, WAIT, Pressure, stall, submit
 
-TPS = 4
+TPS = 5
 """Kind of shared frame: one that page sharing made, copied on every write."""
 ENTRY_BYTES = 16
 """Size of an entry of the table of hashes (OSDI 2002, section 4.3)."""
@@ -81,25 +84,27 @@ WORK = ("visit", "checksum", "insert", "compare_byte", "merge", "promote")
 """What the scan does, counted: each has a price (see cost/prices.py)."""
 W_VISIT, W_CHECKSUM, W_INSERT, W_COMPARE_BYTE, W_MERGE, W_PROMOTE = range(len(WORK))
 
+UNZIP_NS = 10_400
+"""Time to bring a compressed page back (Gupta and others, OSDI 2008, table 2)."""
+
 SWAPPED, ZIPPED, BALLOONED = 1, 2, 3
 """Where a page that is not present is, if it was taken: in the VM's swap file, compressed in memory, or with the
 guest's own kernel, which gave its frame to the balloon."""
 
 # Indexes into Tps.n: counters, ...
-PICKED, HINTS, SHARES, SWAP_OUTS, SWAP_INS, ZIPS, UNZIPS, GUEST_OUTS, GUEST_INS, ZERO_SHARED, SWAPPED_NOW = range(11)
-ZIPPED_NOW, BALLOONED_NOW, STATE = range(11, 14)
-COUNTERS = 14
+PICKED, HINTS, SHARES, GUEST_OUTS, GUEST_INS, ZERO_SHARED, SWAPPED_NOW, ZIPPED_NOW, BALLOONED_NOW, STATE = range(10)
+COUNTERS = 10
 # ... where the loops are and what they keep to, ...
-SERIAL, KEY, ENTRY_HIGH, ENTRY_FREE, BREAKS, FLOOR, COMPRESSIBLE = range(14, 21)
+SERIAL, KEY, ENTRY_HIGH, ENTRY_FREE, BREAKS, FLOOR, MOST_SWAPPED = range(10, 17)
 # ... and for each kind of work how much was done.
-DONE = 21
+DONE = 17
 NUMBERS = DONE + len(WORK)
 
 # Columns of Tps.entry and .guest.
 NAME, VALUE, FOLLOWING = range(3)
 ENTRY_COLUMNS = 3
-RATE, CREDIT, SALT, RUNS, BALLOON, GIVEN, SWAPPED_OUT, ZIPPED_OUT, ZIP_MOST, HAND, STALLS = range(11)
-GUEST_COLUMNS = 11
+RATE, CREDIT, SALT, RUNS, BALLOON, GIVEN, SWAPPED_OUT, ZIPPED_OUT, ZIP_MOST, HAND = range(10)
+GUEST_COLUMNS = 10
 
 PAUSED, STARVING, NO_ROOM = range(3)
 """Why a loop returned: it is done, there are too few free frames, arrays must grow."""
@@ -112,6 +117,7 @@ class Tps(NamedTuple):
     """State of page sharing on one host."""
 
     out: UInt8  # (pages,) SWAPPED, ZIPPED or BALLOONED where a page was taken; its content stays in `Memory.held`
+    small: UInt8  # (pages,) 1 for a page that compresses to ZIPPED_BYTES or less
     hint: Int32  # (pages,) entry + 1 of the page's hint, _UNIQUE for one that no other page can match, 0 none
     bucket: Int32  # (buckets, a power of 2) entry + 1 of the first entry of a hash
     entry: Int64  # (entries, ENTRY_COLUMNS) NAME group and content, VALUE page + 1 of a hint or -(frame + 1),
@@ -119,7 +125,7 @@ class Tps(NamedTuple):
     guest: Int64  # (guests, GUEST_COLUMNS) RATE of picks in millionths a second, CREDIT of picks in millionths, SALT
     #               group, RUNS 1 while it lives, BALLOON pages the balloon holds, GIVEN pages its kernel gave away,
     #               SWAPPED_OUT, ZIPPED_OUT pages, ZIP_MOST pages that may be compressed, HAND where its kernel goes on
-    #               looking for pages to give, STALLS accesses that had to wait for a page of the host
+    #               looking for pages to give
     n: Int64  # (NUMBERS,)
 
 
@@ -376,42 +382,6 @@ def share_now(m: Memory, t: Tps, guest: int, first: int, most: int, goal: int, n
 
 
 @inlined
-def next_read(m: Memory, page: int, active: int) -> float:
-    """Time (ns of activity) to the next read of a page that is read in a loop."""
-    kind = m.accesses[page]
-    period, within = m.rates[kind, PERIOD], page - m.guest[m.block[page // BLOCK, GUEST], FIRST]
-    phase = (within - m.rates[kind, LOOP_FIRST]) / m.rates[kind, LOOP_PAGES] * period
-    return float((phase - active) % period + 1.0)
-
-
-@compiled
-def plan_access(m: Memory, page: int, now: int) -> None:
-    """Draw when a page that was taken is read or written next, and put that on the list of due accesses."""
-    kind = m.accesses[page]
-    rate = m.rates[kind, WRITES] + m.rates[kind, READS]
-    if kind == 0 or m.place[page] & DUE or (rate <= 0.0 and m.rates[kind, PERIOD] == 0.0):
-        return
-    guest = m.block[page // BLOCK, GUEST]
-    active = activity_time(m, guest, now)
-    wait = math.inf
-    if rate > 0.0:
-        wait = -math.log1p(-uniform(shuffled(drawn(m, guest, page, active)))) / rate
-    if m.rates[kind, PERIOD] > 0.0:
-        wait = min(wait, next_read(m, page, active))
-    if wait > 4e18:
-        return
-    m.place[page] |= DUE
-    at = m.counts[DUE_COUNT]
-    m.counts[DUE_COUNT] = at + 1
-    m.due[at, ACTIVE_TIME] = active + np.int64(wait) + 1
-    m.due[at, TIME] = host_time(m, guest, m.due[at, ACTIVE_TIME])
-    m.due[at, PAGE] = page
-    while at > 0 and before(m, at, (at - 1) // 2):
-        exchange(m, at, (at - 1) // 2)
-        at = (at - 1) // 2
-
-
-@inlined
 def count_out(t: Tps, guest: int, where: int, pages: int) -> None:
     """One page more or less of a guest is somewhere else."""
     if where == SWAPPED:
@@ -432,46 +402,76 @@ def take_page(m: Memory, t: Tps, page: int, where: int, now: int) -> None:
     drop_hint(t, page)
     leave_frame(m, page)
     m.place[page] &= ~PRESENT
+    m.place[page] |= AWAY
     m.held[page] = content
     m.counts[TOUCHED] -= 1
+    m.counts[SLOTS_USED] += 1
+    m.counts[SWAPPED_PAGES] += 1
+    m.guest[m.block[page // BLOCK, GUEST], OUT] += 1
     t.out[page] = where
     count_out(t, m.block[page // BLOCK, GUEST], where, 1)
-    plan_access(m, page, now)
+    plan_read(m, page, now)
+    plan_write(m, page, now)
 
 
 @inlined
-def swap_out_page(m: Memory, t: Tps, page: int, now: int) -> None:
-    """Compress a page, if that is worth it, or write it to the VM's swap file."""
+def swap_out_page(m: Memory, t: Tps, r: Pressure, page: int, now: int) -> None:
+    """Compress a page, if that is worth it, or write it to the VM's swap file while that has room."""
     guest = m.block[page // BLOCK, GUEST]
-    draw = shuffled(np.uint64(m.guest[guest, KEY]) ^ np.uint64(page - m.guest[guest, FIRST]))
-    small = (draw >> np.uint64(44)) % np.uint64(1000) < np.uint64(t.n[COMPRESSIBLE])
-    if small and t.guest[guest, ZIPPED_OUT] < t.guest[guest, ZIP_MOST]:
+    if t.small[page] and t.guest[guest, ZIPPED_OUT] < t.guest[guest, ZIP_MOST]:
         take_page(m, t, page, ZIPPED, now)
-        t.n[ZIPS] += 1
-    else:
+    elif t.n[SWAPPED_NOW] < t.n[MOST_SWAPPED]:
         take_page(m, t, page, SWAPPED, now)
-        t.n[SWAP_OUTS] += 1
+        m.counts[PSWPOUT] += 1
+        r.n[PIPE] = max(r.n[PIPE], now) + r.n[PAGE_NS]
 
 
 @inlined
-def bring_in(m: Memory, t: Tps, page: int, now: int) -> None:
-    """Give a page that was taken a frame again; the caller made sure that one is free."""
-    guest, where = m.block[page // BLOCK, GUEST], t.out[page]
-    look(m, page // BLOCK, now)
+def wait_for(m: Memory, t: Tps, r: Pressure, page: int, now: int) -> None:
+    """Let the guest wait for a page that was taken; one that its own kernel took because it was free costs nothing."""
+    before, where = r.n[WAIT], t.out[page]
+    if where == BALLOONED and m.held[page] == 0:
+        return
+    if where == ZIPPED:
+        r.n[WAIT] += UNZIP_NS
+    else:
+        r.n[WAIT] = submit(r, now + r.n[WAIT] + r.n[IN_NS], r.n[READ_NS]) - now
+        m.counts[SWAP_PS] += 1000 * r.n[IN_NS]
+    r.n[PRESSURE_NS] += r.n[WAIT] - before
+
+
+@inlined
+def put_back(m: Memory, t: Tps, page: int) -> None:
+    """A page that was taken is nowhere else any more."""
+    guest = m.block[page // BLOCK, GUEST]
+    count_out(t, guest, t.out[page], -1)
     t.out[page] = 0
-    count_out(t, guest, where, -1)
+    m.place[page] &= ~AWAY
+    m.counts[SLOTS_USED] -= 1
+    m.counts[SWAPPED_PAGES] -= 1
+    m.guest[guest, OUT] -= 1
+
+
+@inlined
+def bring_in(m: Memory, t: Tps, r: Pressure, page: int, now: int) -> None:
+    """Give a page that was taken a frame again; the caller made sure that one is free."""
+    where, content = t.out[page], m.held[page]
+    if m.rates[m.accesses[page], WRITES] > 0.0:
+        look(m, page // BLOCK, now)
+    wait_for(m, t, r, page, now)
+    put_back(m, t, page)
     m.place[page] |= PRESENT
     m.counts[TOUCHED] += 1
-    m.counts[PRIVATE] += 1
+    own_frame(m, page)
+    m.held[page] = content
     if where == BALLOONED:
         t.n[GUEST_INS] += m.held[page] != 0
-    else:
-        t.guest[guest, STALLS] += 1
-        t.n[UNZIPS if where == ZIPPED else SWAP_INS] += 1
+    elif where == SWAPPED:
+        m.counts[PSWPIN] += 1
 
 
 @compiled
-def reclaim(m: Memory, t: Tps, guest: int, frames: int, now: int) -> tuple[int, int]:
+def reclaim(m: Memory, t: Tps, r: Pressure, guest: int, frames: int, now: int) -> tuple[int, int]:
     """Take frames from a guest, of pages picked at random: share, or else compress or swap.
 
     Returns why it stopped, and how many frames it has yet to find; it gives up after many picks in vain.
@@ -483,31 +483,39 @@ def reclaim(m: Memory, t: Tps, guest: int, frames: int, now: int) -> tuple[int, 
             return NO_ROOM, goal - frames_free(m)
         picks += 1
         page = random_page(m, t, guest)
-        if m.place[page] & (PRESENT | DUE) != PRESENT or m.place[page] & SHARED:
+        if m.place[page] & (PRESENT | SHARED) != PRESENT:
             continue
         break_large(m, page)
         visit(m, t, page, now)
         if not m.place[page] & SHARED:
-            swap_out_page(m, t, page, now)
+            swap_out_page(m, t, r, page, now)
     return PAUSED, max(goal - frames_free(m), 0)
 
 
 @compiled
 def give(m: Memory, t: Tps, guest: int, order: Int32, pages: int, now: int) -> int:
-    """Let the guest's kernel give pages away, in the order in which it misses them least. Returns how many it gave."""
-    given = 0
-    hand = t.guest[guest, HAND]
-    for _ in range(order.size):
-        if given == pages or not has_room(m, t):
-            break
-        page = m.guest[guest, FIRST] + order[hand]
-        hand = (hand + 1) % order.size
-        if m.place[page] & (PRESENT | DUE) == PRESENT:
-            break_large(m, page)
-            t.n[GUEST_OUTS] += content_of(m, page) != 0
-            take_page(m, t, page, BALLOONED, now)
-            given += 1
-    t.guest[guest, HAND] = hand
+    """Let the guest's kernel give pages away, those it uses least first, and in turn those it uses equally often.
+
+    *order* has the guest's pages by how often they are used. Returns how many it gave.
+    """
+    first, given, start = m.guest[guest, FIRST], 0, 0
+    while start < order.size and given < pages:
+        end = start
+        while end < order.size and m.accesses[first + order[end]] == m.accesses[first + order[start]]:
+            end += 1
+        hand = t.guest[guest, HAND] if start <= t.guest[guest, HAND] < end else start
+        for _ in range(start, end):
+            if given == pages or not has_room(m, t):
+                break
+            page = first + order[hand]
+            hand = hand + 1 if hand + 1 < end else start
+            if m.place[page] & PRESENT:
+                break_large(m, page)
+                t.n[GUEST_OUTS] += content_of(m, page) != 0
+                take_page(m, t, page, BALLOONED, now)
+                given += 1
+        t.guest[guest, HAND] = hand
+        start = end
     return given
 
 
@@ -521,55 +529,61 @@ def enough(m: Memory, t: Tps) -> bool:
 
 
 @inlined
-def write(m: Memory, t: Tps, page: int, content: int, now: int) -> int:
-    """One write by a guest. Returns OK or NO_FRAME (nothing changed)."""
+def write(m: Memory, t: Tps, r: Pressure, page: int, content: int, now: int) -> int:
+    """One write by a guest. Returns OK or NO_FRAME (the page is as it was)."""
     if t.out[page]:
         if not enough(m, t):
             return NO_FRAME
-        bring_in(m, t, page, now)
+        bring_in(m, t, r, page, now)
     elif not (m.place[page] & PRESENT and not m.place[page] & (SHARED | ZERO)) and not enough(m, t):
         return NO_FRAME
     return write_page(m, page, content)
 
 
 @compiled
-def write_pages(m: Memory, t: Tps, first: int, pages: Int64, contents: Int32, done: int, now: int) -> int:
-    """Write contents to pages `first + pages`, but for the *done* first. Returns how many are done: not all when
-    frames are short.
+def write_pages(
+    m: Memory, t: Tps, r: Pressure, first: int, pages: Int64, contents: Int32, done: int, now: int
+) -> int:  # fmt: skip
+    """Write contents to pages `first + pages`, but for the *done* first, and let the guest wait for that.
+
+    Returns how many are done: not all when frames are short.
     """
-    for i in range(done, pages.size):
-        content = int(contents[i])
+    while done < pages.size:
+        content = int(contents[done])
         if content == FRESH:
             content = fresh_content(m)
-        if write(m, t, first + pages[i], content, now) != OK:
-            return i
-    return int(pages.size)
+        if write(m, t, r, first + pages[done], content, now) != OK:
+            break
+        done += 1
+    stall(m, r, m.block[first // BLOCK, GUEST], now)
+    return done
+
+
+@inlined
+def access(m: Memory, t: Tps, r: Pressure, now: int) -> int:
+    """Perform the access that is due first. Returns OK or NO_FRAME (it stays due)."""
+    code = m.due[0, PAGE]
+    page, reads = code // 2, code & 1 != 0
+    guest = m.block[page // BLOCK, GUEST]
+    if t.out[page]:
+        if not enough(m, t):
+            return NO_FRAME
+        bring_in(m, t, r, page, now)
+        stall(m, r, guest, now)
+    if not reads and m.place[page] & PRESENT:
+        draw = drawn(m, guest, page, m.due[0, ACTIVE_TIME])
+        return write(m, t, r, page, written_content(m, m.accesses[page], draw), now)
+    return OK
 
 
 @compiled
-def access_due(m: Memory, t: Tps, now: int) -> int:
+def access_due(m: Memory, t: Tps, r: Pressure, now: int) -> int:
     """Perform the due accesses up to now. Returns PAUSED, or STARVING: the first of them finds too few frames."""
     while m.counts[DUE_COUNT] > 0 and m.due[0, TIME] <= now:
-        page, time = m.due[0, PAGE], m.due[0, TIME]
-        kind, guest = m.accesses[page], m.block[page // BLOCK, GUEST]
-        draw = drawn(m, guest, page, m.due[0, ACTIVE_TIME])
-        written = m.place[page] & PRESENT != 0 and m.place[page] & (SHARED | ZERO) != 0
-        if t.out[page]:
-            if not enough(m, t):
+        if due_in_time(m):
+            if access(m, t, r, m.due[0, TIME]) != OK:
                 return STARVING
-            bring_in(m, t, page, time)
-            both = m.rates[kind, WRITES] + m.rates[kind, READS]
-            a_write = uniform(shuffled(draw ^ np.uint64(1))) * both < m.rates[kind, WRITES]
-            written = a_write and m.rates[kind, PERIOD] == 0.0
-        elif written and not enough(m, t):
-            return STARVING
-        if written and write_page(m, page, written_content(m, kind, draw)) != OK:
-            return STARVING
-        m.place[page] &= ~DUE
-        m.counts[DUE_COUNT] -= 1
-        last = m.counts[DUE_COUNT]
-        exchange(m, 0, last)
-        sift_down(m, 0)
+            forget_due(m)
     return PAUSED
 
 
@@ -580,8 +594,7 @@ def forget_pages(m: Memory, t: Tps, guest: int) -> None:
     for page in range(first, first + m.guest[guest, PAGES]):
         drop_hint(t, page)
         if t.out[page]:
-            count_out(t, guest, t.out[page], -1)
-            t.out[page] = 0
+            put_back(m, t, page)
 
 
 @compiled
