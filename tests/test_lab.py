@@ -357,18 +357,21 @@ def test_a_loop_reads_pages_in_order_whenever_it_is_asked(gaps: list[int], pages
     assert loop.next_ns() >= now
 
 
-@given(st.integers(0, 1 << 40), st.integers(0, 512))
-def test_pages_are_packed_as_their_keys_say(number: int, words: int) -> None:
-    keys = (mix(np.array([number, number + 1], np.uint64)) & ~PACKED) | np.uint64(words)
+@given(st.integers(0, 1 << 40), st.integers(0, 255))
+def test_pages_are_packed_as_their_keys_say(number: int, packed: int) -> None:
+    templates = np.zeros((256, 4, 512), np.uint64) + np.arange(256, dtype=np.uint64)[:, None, None]
+    keys = (mix(np.array([number, number + 1, number], np.uint64)) & ~PACKED) | np.uint64(packed)
 
-    first, second = render(keys, "packed")
+    first, second, again = render(keys, "packed", templates)
 
+    assert np.array_equal(first, again)
     assert not np.array_equal(first, second)
-    if words:
-        assert np.count_nonzero(first) == words
-        assert np.all(first[words:] == 0)
-    else:
+    if packed == 0:
         assert np.all(first == keys[0])
+    elif packed == 255:
+        assert len(np.unique(first)) == 512
+    else:
+        assert np.all(first[1:] == packed)
 
 
 def test_activity_and_what_writes_leave_reach_the_labs_guests() -> None:
@@ -418,11 +421,10 @@ def test_equal_pages_are_equal_and_compress_as_the_scenario_says() -> None:
 
     assert np.array_equal(first.keys[:256], second.keys[:256])
     assert not set(first.keys[256:]) & set(second.keys[256:])
-    words = (first.keys & PACKED).astype(int)
-    assert 0.3 * 512 < words.mean() < 0.6 * 512
+    assert 0.3 * 4096 < 16 * (first.keys & PACKED).astype(int).mean() < 0.6 * 4096
     part = {"name": "heap", "size": "100%", "compresses_to": "25%"}
     [small, _] = workload(scenario(vm={"memory_limit": "2MiB"}, parts=[part], swap=ZRAM)).guests
-    assert set(small.keys & PACKED) == {124}  # 1024 bytes under LZ4, of which 27 and 0.3 % are not the words themselves
+    assert set(small.keys & PACKED) == {65}  # 1024 bytes under LZ4 and a handle of 8 are more than 64 times 16
 
 
 def test_a_simulated_fork_writes_as_its_parent_does() -> None:

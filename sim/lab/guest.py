@@ -38,8 +38,9 @@ Pages = npt.NDArray[np.int64]
 PAGE_BYTES: Final = 4096
 HUGE_BYTES: Final = 2 << 20
 _WORDS: Final = PAGE_BYTES // 8
-PACKED: Final = np.uint64(1023)
-"""Bits of a key that say, under the pattern `packed`, how many words of the page are random."""
+PACKED: Final = np.uint64(255)
+"""Bits of a key that say, under the pattern `packed`, how small zram makes the page, in units of 16 bytes."""
+_VARIANT_SHIFT: Final = np.uint64(8)
 _CHUNK_PAGES: Final = 256
 _LIMITED_CHUNK_PAGES: Final = 16
 """The same where memory is limited: what is rendered counts against the limit until it is written."""
@@ -113,21 +114,22 @@ def mix(values: Keys) -> Keys:
     return values ^ (values >> np.uint64(31))
 
 
-def render(keys: Keys, pattern: Pattern) -> Keys:
+def render(keys: Keys, pattern: Pattern, templates: Keys | None = None) -> Keys:
     """The contents of pages with these keys, as 64-bit words, shape (pages, 512).
 
     Equal keys give equal bytes, different keys different bytes, and key 0 is the zero page.
-    Pages differ in their first 8 bytes (`early`), only in their last 8 (`late`), or everywhere (`random`); those that
-    are `packed` differ in as many words as the key says, and are zeros behind them (one word all over if that is 0).
+    Pages differ in their first 8 bytes (`early`), only in their last 8 (`late`), or everywhere (`random`). Those that
+    are `packed` differ in their first 8 bytes, and are else one of the *templates* of their size (`lab.templates`).
     """
     counter = np.arange(1, _WORDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    if pattern == "random":
+    if pattern == "packed" and templates is not None:
+        packed = keys & PACKED
+        words: Keys = templates[packed, (keys >> _VARIANT_SHIFT) % np.uint64(templates.shape[1])]
+        words[:, 0] = keys
+        words[packed == 0] = keys[packed == 0, None]
+        words[packed == PACKED] = mix(keys[packed == PACKED, None] + counter)
+    elif pattern == "random":
         words = mix(keys[:, None] + counter)
-    elif pattern == "packed":
-        sizes = keys & PACKED
-        words = mix(keys[:, None] + counter)
-        words[np.arange(_WORDS) >= sizes[:, None]] = 0
-        words[sizes == 0] = keys[sizes == 0, None]
     else:
         words = np.tile(mix(counter), (len(keys), 1))
         words[:, 0 if pattern == "early" else -1] = keys
@@ -144,7 +146,9 @@ def digests(words: Keys) -> Keys:
 class GuestServer:
     """Starts guests quickly and cheaply, as forks of one small process that has nothing but numpy loaded."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, templates: Keys | None = None) -> None:
+        """*templates* are those of the pattern `packed`."""
+        self._templates = templates
         ours, theirs = socket.socketpair()
         environment = {TOKEN_VARIABLE: token, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
         with theirs:
@@ -165,6 +169,8 @@ class GuestServer:
         One that will be *limited* keeps in memory what is not its area.
         """
         guest = self._adopt(name, self._hand_over_line)
+        if self._templates is not None:
+            guest.call("take_templates", self._templates)
         if limited:
             guest.call("stay")
         guest.call("map", pages, pattern, huge_pages)
@@ -429,6 +435,7 @@ class _Guest:
         self._start_ns: int | None = None
         self._chunk_pages = _CHUNK_PAGES
         self._limited = False
+        self._templates: Keys | None = None
         self._group: Confinement | None = None
         self._be_born()
 
@@ -457,6 +464,10 @@ class _Guest:
             self._connection.send((traceback.format_exc(), None))
             os._exit(1)
 
+    def take_templates(self, templates: Keys) -> None:
+        """Learn what packed pages look like."""
+        self._templates = templates
+
     def stay(self) -> None:
         """Keep this process in memory, what it has and what it will have, with copies of what it shares."""
         libc = ctypes.CDLL(None, use_errno=True)
@@ -475,7 +486,7 @@ class _Guest:
             self._area.madvise(mmap.MADV_HUGEPAGE, self._offset, size)
         words = np.frombuffer(self._area, np.uint64, pages * _WORDS, self._offset)
         self._words = words.reshape(pages, _WORDS)
-        self._packed = np.zeros(pages, np.uint16)
+        self._packed = np.zeros(pages, np.uint64)
         if self._limited:
             ctypes.CDLL(None).munlock(ctypes.c_void_p(words.ctypes.data), ctypes.c_size_t(words.nbytes))
 
@@ -483,7 +494,7 @@ class _Guest:
         """Join a control group in which *pages* of the area count, and little else; that is added to the limit."""
         for entry in group.entries:
             Path(entry).write_text(str(os.getpid()))
-        render(np.arange(self._chunk_pages, dtype=np.uint64), self._pattern)
+        render(np.arange(self._chunk_pages, dtype=np.uint64), self._pattern, self._templates)
         self._load(pages)  # maps the zero page, which counts nowhere, and makes the page tables, which do
         Path(group.limit).write_text(str(group.limit_bytes + int(Path(group.usage).read_text())))
         self._group = group
@@ -499,7 +510,7 @@ class _Guest:
         """Fill pages with the contents of keys, a cache-sized part at a time."""
         for at in range(0, len(pages), self._chunk_pages):
             part = slice(at, at + self._chunk_pages)
-            self._store(pages[part], render(keys[part], self._pattern))
+            self._store(pages[part], render(keys[part], self._pattern, self._templates))
         self._packed[pages] = keys & PACKED
         self._written_pages += len(pages)
 

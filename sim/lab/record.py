@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sim.lab.guest import PAGE_BYTES, Act, Advice, Farewell, GuestProcess, GuestServer, Keys, Pages, Pattern
 from sim.lab.machine import VMSTAT, Ksm, exclusive
 from sim.lab.swapping import Area, Groups, Swapping, events, groups, swap_area
+from sim.lab.templates import templates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,7 +222,7 @@ def record(workload: Workload, progress: Callable[[int], None] | None = None) ->
         exclusive(workload.memory_bytes()) as ksm,
         _apart(ksm),
         _short_memory(workload, ksm.token) as short,
-        contextlib.closing(GuestServer(ksm.token)) as server,
+        contextlib.closing(GuestServer(ksm.token, _templates(workload))) as server,
     ):
         ksm.reset(**{name: value for name, value in workload.ksm.items() if name != "run"})
         if workload.thp:
@@ -263,6 +264,13 @@ def _late_ns(deeds: pd.DataFrame) -> int:
     moments = deeds[deeds["planned_s"] > 0].groupby(["guest", "planned_s"])["began_s"].min()
     late_s = moments.to_numpy() - moments.index.get_level_values("planned_s").to_numpy()
     return round(1e9 * float(late_s.max(initial=0.0)))
+
+
+def _templates(workload: Workload) -> Keys | None:
+    """What packed pages look like, if there are any."""
+    if workload.pattern != "packed" or workload.swapping is None or workload.swapping.algorithm is None:
+        return None
+    return templates(workload.swapping.algorithm)
 
 
 @dataclass

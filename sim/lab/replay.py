@@ -70,14 +70,6 @@ _OWN: Final = 1 << 63
 """First number of contents that equal no other; numbered contents lie below 2^32, those of random writes between."""
 _DRAWS: Final = 1 << 20
 """Seeds of random writes that one run may use."""
-_WORDS: Final = PAGE_BYTES // 8
-_RANDOM_SIZES: Final[Mapping[Algorithm, tuple[float, float]]] = {
-    "lz4": (27, 1.003),
-    "lzo-rle": (36, 1.025),
-    "lzo": (45, 1.05),
-}
-"""Compressed bytes of a page of zeros with random bytes at its start: for none, and for each; measured by mm_stat of
-zram on Linux 6.18, from 1 to 440 random words, lzo within 100 bytes, the others within 40 on average."""
 _NOT_KNOBS: Final = ("changes", "ksmd_cpu_before", "max_kernel_pages")
 _TOLD: Final = (*(column.name for column in (*KSM_COUNTERS, *KSM_SETTINGS)), "ksmd_cpu_ns", *VMSTAT, *SWAP_FIGURES)
 """Columns of samples and scans that are read from the kernel: those that little but guests, ksmd and khugepaged moves,
@@ -271,16 +263,6 @@ def _algorithm(scenario: Scenario) -> Algorithm | None:
     return swap.compresses_with if swap else None
 
 
-def _random_words(packed: Packed, algorithm: Algorithm) -> Keys:
-    """How many words of a page must be random, the others zero, so that zram keeps it in the size class of *packed*."""
-    empty, share = _RANDOM_SIZES[algorithm]
-    sizes = packed.astype(float) * 16 - 16  # a handle of 8 bytes, and the middle of the class
-    words = np.clip(np.rint((sizes - empty) / (8 * share)), 1, _WORDS)
-    words[packed == AS_IS] = _WORDS
-    words[packed == 0] = 0
-    return words.astype(np.uint64)
-
-
 def _knobs(ksm: Ksm) -> dict[str, int | str]:
     """Settings that the kernel is given: those that the scenario sets, and none that the advisor takes over."""
     values = {name: value for name, value in ksm.model_dump().items() if name not in _NOT_KNOBS and value is not None}
@@ -423,8 +405,8 @@ class _Tape(Scanner):
         self._noted_advice: list[tuple[int, int, int, int, bool]] = []
         self._noted_settings: list[Setting] = []
         self._noted_levels: list[tuple[int, int, float]] = []
-        self._words: dict[int, Keys] = {}
-        self._words_of_content: dict[int, int] = {}
+        self._packed: dict[int, Packed] = {}
+        self._packed_contents: dict[int, int] = {}
 
     def know_sizes(self, scenario: Scenario, assignments: Sequence[Assignment]) -> None:
         """Learn how small zram makes the guests' pages: what is noted from now on compresses alike."""
@@ -436,8 +418,7 @@ class _Tape(Scanner):
                 image, pages = guest.vm.content, guest.vm.pages
                 source = load_capture(image.path) if isinstance(image, Captured) else image
                 places = image.layout(guest.vm.memory, scenario.seed, guest.vm.name) if image is source else {}
-                packed = packed_of(source, algorithm, scenario.seed, guest.name, pages, places)
-                self._words[index] = _random_words(packed, algorithm)
+                self._packed[index] = packed_of(source, algorithm, scenario.seed, guest.name, pages, places)
 
     def actions(self, names: list[str], draw: int) -> Iterator[Action]:
         """What happens after the guests' starts."""
@@ -502,21 +483,21 @@ class _Tape(Scanner):
         """A guest has its first contents."""
         super().fill(guest, contents, now)
         life = self.lives[guest]
-        life.keys, life.present = self._keys(contents, self._words.get(guest)), contents != NEVER
+        life.keys, life.present = self._keys(contents, self._packed.get(guest)), contents != NEVER
 
     def fork(self, parent: int, child: int, next_content: int, now: int) -> int:
         """A guest is a copy of another."""
         life = self.lives[child]
         life.parent, life.mergeable, life.accesses = parent, True, self.lives[parent].accesses
-        if parent in self._words:
-            self._words[child] = self._words[parent]
+        if parent in self._packed:
+            self._packed[child] = self._packed[parent]
         return super().fork(parent, child, next_content, now)
 
     def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
         """A guest writes."""
         if len(self.lives[guest].keys):  # what fills it is not a write of its own
-            words = self._words.get(guest)
-            keys = self._keys(contents, None if words is None else words[pages])
+            packed = self._packed.get(guest)
+            keys = self._keys(contents, None if packed is None else packed[pages])
             self._noted_writes.append((now, guest, pages, keys))
         super().write(guest, pages, contents, now)
 
@@ -541,17 +522,17 @@ class _Tape(Scanner):
             self._noted_settings.append(Setting(now, name, value))
         return refused
 
-    def _keys(self, contents: Int32, words: Keys | None) -> Keys:
-        """Keys of contents that compress as *words* of their pages say; a content, as where it was first."""
+    def _keys(self, contents: Int32, packed: Packed | None) -> Keys:
+        """Keys of contents that zram packs as their pages are; a content, as where it was first."""
         numbers = contents.astype(np.int64).astype(np.uint64)
         own = contents < 0
         numbers[own] = np.uint64(_OWN + self._serial) + np.arange(np.count_nonzero(own), dtype=np.uint64)
         self._serial += int(np.count_nonzero(own))
         keys = mix(numbers)
-        if not self._words:
+        if not self._packed:
             return keys
-        sizes = np.full(len(contents), _WORDS, np.uint64) if words is None else words.copy()
-        known = self._words_of_content
+        sizes = np.full(len(contents), AS_IS, np.uint64) if packed is None else packed.astype(np.uint64)
+        known = self._packed_contents
         for at in np.flatnonzero(contents > 0):
             sizes[at] = known.setdefault(int(contents[at]), int(sizes[at]))
         return np.where(contents == 0, 0, keys & ~PACKED | sizes)

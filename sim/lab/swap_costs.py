@@ -120,15 +120,20 @@ def swap(ksm: Ksm) -> SwapDevice:
     )
 
 
-def _ordinary_blocks(size: int) -> list[bytes]:
-    """Blocks of what fills a computer's memory: code and data of the Python packages at hand."""
+def ordinary_bytes(size: int) -> bytes:
+    """What fills a computer's memory: code and data of the Python packages at hand."""
     files = sorted(each for each in Path(np.__file__).parents[1].rglob("*") if each.suffix in (".py", ".so", ".pyc"))
     found = bytearray()
     for file in files:
         found += file.read_bytes()
         if len(found) >= size:
             break
-    return [bytes(found[at : at + _BLOCK]) for at in range(0, min(size, len(found)) // _BLOCK * _BLOCK, _BLOCK)]
+    return bytes(found[:size])
+
+
+def _ordinary_blocks(size: int) -> list[bytes]:
+    found = ordinary_bytes(size)
+    return [found[at : at + _BLOCK] for at in range(0, len(found) // _BLOCK * _BLOCK, _BLOCK)]
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from sim.lab.guest import HUGE_BYTES, PAGE_BYTES, render
 from sim.lab.machine import STATE, exclusive, restore
 from sim.lab.replay import replay, workload
 from sim.lab.swapping import zram_device
+from sim.lab.templates import templates
 from sim.memory.image import load_capture
 from sim.reclaim.compression import packed_of, pool_bytes, stored_bytes
 from sim.scenario import Scenario, parse
@@ -70,7 +71,8 @@ def test_a_guest_holds_what_its_limit_allows_and_does_the_rest_later(device: str
     assert left_behind() == before
     [end] = run.farewells.values()
     assert end.touched_pages == (96 << 20) // PAGE_BYTES
-    assert end.touched_pages - end.swapped_pages == pytest.approx((64 << 20) // PAGE_BYTES, abs=100)
+    on_their_way = 100 if device == "zram" else 1000  # to a file, which is slower than the guest
+    assert -100 <= (64 << 20) // PAGE_BYTES - (end.touched_pages - end.swapped_pages) <= on_their_way
     last = run.readings.iloc[-1]
     assert last["pswpin"] > 1000
     assert last["psi_some_ns"] < end.stalled_ns * 1.05 < 3.2e9
@@ -112,13 +114,13 @@ def test_zram_takes_the_memory_that_a_captured_guest_is_said_to_take(image: str,
     packed = packed_of(capture, algorithm, asked.seed, "guest-0", len(guest.keys), {})[there]
 
     with exclusive():
-        used, stored = _in_zram(algorithm, guest.keys[there])
+        used, stored = _in_zram(algorithm, guest.keys[there], templates(algorithm))
 
     assert used == pytest.approx(pool_bytes(packed), rel=0.05)
     assert stored == pytest.approx(stored_bytes(packed), rel=0.05)
 
 
-def _in_zram(algorithm: str, keys: np.ndarray) -> tuple[int, int]:
+def _in_zram(algorithm: str, keys: np.ndarray, shapes: np.ndarray) -> tuple[int, int]:
     """mem_used_total and compr_data_size of zram after pages of these keys were written."""
     with zram_device() as number:
         folder = Path(f"/sys/block/zram{number}")
@@ -128,7 +130,7 @@ def _in_zram(algorithm: str, keys: np.ndarray) -> tuple[int, int]:
         with mmap.mmap(-1, HUGE_BYTES) as aligned:
             step = HUGE_BYTES // PAGE_BYTES
             for at in range(0, len(keys), step):
-                words = render(keys[at : at + step], "packed")
+                words = render(keys[at : at + step], "packed", shapes)
                 aligned[: words.nbytes] = words.tobytes()
                 os.pwrite(device, memoryview(aligned)[: words.nbytes], at * PAGE_BYTES)
         os.close(device)
