@@ -887,6 +887,12 @@ def _sift_down(m: Memory, hole: int) -> None:
 
 
 @inlined
+def _sift_all(m: Memory) -> None:
+    for at in range(m.counts[DUE_COUNT] // 2, -1, -1):
+        _sift_down(m, at)
+
+
+@inlined
 def _put_due(m: Memory, page: int, active: int, code: int) -> None:
     """Put an access at an activity time on the list of what is due."""
     at = m.counts[DUE_COUNT]
@@ -972,6 +978,21 @@ def forget_due(m: Memory) -> None:
 
 
 @compiled
+def forget_accesses(m: Memory, first: int, pages: int) -> None:
+    """Strike all accesses to a range of pages off the list of what is due: their guest has ended."""
+    kept = 0
+    for at in range(m.counts[DUE_COUNT]):
+        if first <= m.due[at, PAGE] // 2 < first + pages:
+            continue
+        for column in range(DUE_COLUMNS):
+            m.due[kept, column] = m.due[at, column]
+        kept += 1
+    if kept < m.counts[DUE_COUNT]:
+        m.counts[DUE_COUNT] = kept
+        _sift_all(m)
+
+
+@compiled
 def write_due(m: Memory, now: int) -> int:
     """Perform the due writes up to now, where nothing is ever swapped out.
 
@@ -996,8 +1017,7 @@ def change_activity(m: Memory, guest: int, now: int, level: float) -> None:
     for i in range(m.counts[DUE_COUNT]):
         if m.block[m.due[i, PAGE] // 2 // BLOCK, GUEST] == guest:
             m.due[i, TIME] = host_time(m, guest, m.due[i, ACTIVE_TIME])
-    for i in range(m.counts[DUE_COUNT] // 2, -1, -1):
-        _sift_down(m, i)
+    _sift_all(m)
 
 
 @compiled
