@@ -78,6 +78,7 @@ class Squeezed:
         """What each guest that runs wrote last to each page, 0 where it never wrote."""
         self.kinds: dict[int, int] = {}
         self.killed: list[int] = []
+        self.pressure = 0, 0
         self._next_content = 1000
         self.scanner.begin()
 
@@ -140,7 +141,7 @@ class Squeezed:
         named = self.read(parent)
         for page, (before, after) in enumerate(zip(wrote, named, strict=True)):
             if before < 0:
-                assert after >= 1000 or after == before
+                assert after >= 1000 or after == before or self.kinds[parent] == WRITTEN
                 wrote[page] = after
         self.wrote[child], self.kinds[child] = list(wrote), self.kinds[parent]
         return child
@@ -211,6 +212,10 @@ class Squeezed:
                     f"guest {guest} page {page}: reads {read}, wrote {written}"
                 )
         recount(self.scanner, list(self.wrote))
+        some, full = self.scanner.pressure(self.now)
+        assert self.pressure[0] <= some <= self.now
+        assert self.pressure[1] <= full <= some
+        self.pressure = some, full
 
 
 def recount(scanner: Scanner, running: list[int]) -> None:
@@ -259,7 +264,7 @@ def recount(scanner: Scanner, running: list[int]) -> None:
         owned = [frame for frame in maps if m.frame_lru[frame, memory.OWNER] == guest]
         assert m.guest[guest, memory.CHARGED] == np.count_nonzero(own[pages]) + len(owned)
         expected = {page + 1 for page in range(pages.start, pages.stop) if own[page] and not in_tail(m, page)}
-        assert set(on_lists(m, guest)) == expected | {-(frame + 1) for frame in owned}
+        assert set(on_lists(m, guest)) == expected | {-(frame + 1) for frame in owned if not stays(m, frame)}
     assert sum(m.guest[guest, memory.CHARGED] for guest in running) == m.guest[:, memory.CHARGED].sum()
     for frame, mappers in maps.items():
         assert m.frame_lru[frame, memory.OWNER] in running
@@ -274,6 +279,11 @@ def free_frames(m: memory.Memory) -> int:
     used = [memory.PRIVATE, memory.FRAMES, memory.RESERVED, memory.POOL, memory.WRITEBACK]
     metadata = -(-int(m.counts[memory.METADATA]) // PAGE_BYTES)
     return int(m.counts[memory.LIMIT] - m.counts[used].sum()) - metadata
+
+
+def stays(m: memory.Memory, frame: int) -> bool:
+    """Whether the frame is a KSM page of a kernel that cannot swap those."""
+    return bool(m.counts[memory.KSM_STAYS] and m.frame[frame, memory.KIND] != memory.ANON)
 
 
 def in_tail(m: memory.Memory, page: int) -> bool:
