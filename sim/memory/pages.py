@@ -28,9 +28,10 @@ PRESENT, MERGEABLE, SHARED, ZERO, DUE, SWAPPED, DUE_READ, SLOT = 1, 2, 4, 8, 16,
 """Bits of `Memory.place`; DUE and DUE_READ mark a page whose next write or read is already on the list of what is due;
 SLOT a page that is present and has an equal copy in swap."""
 
-ACTIVE_LIST, REFERENCED, YOUNG, WORKINGSET, READ_AHEAD, POOLED = 1, 2, 4, 8, 16, 32
+ACTIVE_LIST, REFERENCED, YOUNG, WORKINGSET, READ_AHEAD, POOLED, UNLISTED = 1, 2, 4, 8, 16, 32, 64
 """Bits of `Memory.seen`: on the active list; found accessed once; accessed at a known moment since it was looked at;
-has been on the active list; was read from swap before anyone asked for it; is swapped out and compressed in memory."""
+has been on the active list; was read from swap before anyone asked for it; is swapped out and compressed in memory; is
+a shared frame on no list, for it cannot be reclaimed."""
 
 NEVER = -(1 << 31)
 """No content: no checksum yet, or a page that was never touched."""
@@ -50,8 +51,8 @@ PSWPIN, PSWPOUT, SWPIN_ZERO, SWPOUT_ZERO, THP_SWPOUT, KSM_SWPIN_COPY, SWAP_RA, S
 PGSCAN_KSWAPD, PGSCAN_DIRECT, PGSTEAL_KSWAPD, PGSTEAL_DIRECT, ALLOCSTALL = range(38, 43)
 PGMAJFAULT, REFAULT, REFAULT_ACTIVE = range(43, 46)
 PSI_SOME, PSI_FULL, KSWAPD_PS, DIRECT_PS, SWAP_PS, STALLED_NS = range(46, 52)
-POOLED_PAGES, ZSWPIN, ZSWPOUT, ZSWPWB = range(52, 56)
-COUNTS = 56
+POOLED_PAGES, ZSWPIN, ZSWPOUT, ZSWPWB, KSM_STAYS = range(52, 57)
+COUNTS = 57
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
 DIRTY, GUEST, LOOKED, HUGE, ADJACENT = range(5)
@@ -160,6 +161,13 @@ def charge(m: Memory, guest: int, frames: int) -> None:
 
 
 @inlined
+def within_limit(m: Memory, guest: int, frames: int) -> bool:
+    """Whether a guest may have so many frames more."""
+    limit = m.guest[guest, CHARGE_LIMIT]
+    return bool(limit == 0 or m.guest[guest, CHARGED] + frames <= limit)
+
+
+@inlined
 def weight(m: Memory, entry: int) -> int:
     """Frames that an entry of a list stands for."""
     return BLOCK if entry > 0 and m.block[(entry - 1) // BLOCK, HUGE] else 1
@@ -252,13 +260,25 @@ def put_behind(m: Memory, guest: int, entry: int, before: int) -> None:
 
 
 @compiled
-def replace(m: Memory, guest: int, page: int, frame: int) -> None:
-    """Let a shared frame have the place of the page on its list."""
+def replace(m: Memory, guest: int, page: int, frame: int, now: int) -> None:
+    """Let a shared frame have the place of the page on its list; its stamps are host times."""
     m.frame_lru[frame, OWNER] = guest
     m.frame_lru[frame, RING] = 0
-    m.frame_lru[frame, STAMP] = m.lru[page, STAMP]
+    age, level = age_of(m.lru[page, STAMP], activity_time(m, guest, now)), m.level[guest]
+    since = now - np.int64(age / level) if level > 0.0 and age < now * level else 0
+    m.frame_lru[frame, STAMP] = np.int32(since >> STAMP_SHIFT)
     put_behind(m, guest, -(frame + 1), page + 1)
     take(m, guest, page + 1)
+    if m.counts[KSM_STAYS] and m.frame[frame, KIND] == KSM:
+        keep_in_memory(m, frame)
+
+
+@compiled
+def keep_in_memory(m: Memory, frame: int) -> None:
+    """Take a shared frame off its list for good: it cannot be reclaimed."""
+    if not m.frame_lru[frame, SEEN] & UNLISTED:
+        take(m, m.frame_lru[frame, OWNER], -(frame + 1))
+        m.frame_lru[frame, SEEN] = UNLISTED
 
 
 @compiled
@@ -342,13 +362,13 @@ def own_frame(m: Memory, page: int) -> None:
 
 
 @compiled
-def share_own_frame(m: Memory, page: int, content: int, kind: int) -> int:
+def share_own_frame(m: Memory, page: int, content: int, kind: int, now: int) -> int:
     """Make the page's own frame a shared one that it maps; there is room. Returns the frame's number."""
     frame = new_frame(m, content, kind)
     m.counts[PRIVATE] -= 1
     drop_slot(m, page)
     if m.counts[LRU]:
-        replace(m, m.block[page // BLOCK, GUEST], page, frame)
+        replace(m, m.block[page // BLOCK, GUEST], page, frame, now)
     map_frame(m, page, frame)
     return int(frame)
 
@@ -369,7 +389,8 @@ def leave_frame(m: Memory, page: int) -> None:
             m.counts[FRAMES] -= 1
             if m.counts[LRU]:
                 charge(m, m.frame_lru[frame, OWNER], -1)
-                take(m, m.frame_lru[frame, OWNER], -(frame + 1))
+                if not m.frame_lru[frame, SEEN] & UNLISTED:
+                    take(m, m.frame_lru[frame, OWNER], -(frame + 1))
             if m.frame[frame, KIND] == ANON:
                 forget_frame(m, frame)
             else:
@@ -426,9 +447,7 @@ def fault_huge(m: Memory, block: int) -> bool:
     """Let a page fault bring a huge page full of zeros, if it may. Returns whether it did."""
     if not may_be_huge(m, block):
         return False
-    guest = m.block[block, GUEST]
-    limit = m.guest[guest, CHARGE_LIMIT]
-    if frames_free(m) < BLOCK or (limit and m.guest[guest, CHARGED] + BLOCK > limit):
+    if frames_free(m) < BLOCK or not within_limit(m, m.block[block, GUEST], BLOCK):
         m.counts[THP_FALLBACK] += 1
         return False
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
@@ -570,6 +589,13 @@ def activity_time(m: Memory, guest: int, now: int) -> int:
 
 
 @inlined
+def age_of(stamp: int, time: int) -> int:
+    """Time (ns) from a stamp to a time; none if the stamp lies a little ahead, as that of a guest which waits may."""
+    ticks = ((time >> STAMP_SHIFT) - np.int64(stamp)) & 0xFFFFFFFF
+    return 0 if ticks > 0xFF000000 else int(ticks << STAMP_SHIFT)
+
+
+@inlined
 def host_time(m: Memory, guest: int, active: int) -> int:
     """The inverse of `activity_time` while the present level lasts; the end of time for a guest at rest."""
     level = m.level[guest]
@@ -592,8 +618,8 @@ def written_content(m: Memory, kind: int, draw: np.uint64) -> int:
 def look(m: Memory, block: int, now: int) -> bool:
     """Bring the contents of a block's randomly written private pages up to now. Returns whether it has any."""
     guest = m.block[block, GUEST]
-    active = activity_time(m, guest, now)
     before = m.block[block, LOOKED]
+    active = max(activity_time(m, guest, now), before)  # what a guest that now waits had foreseen is not undone
     m.block[block, LOOKED] = active
     kind_before = 0
     threshold = np.uint64(0)
@@ -632,6 +658,7 @@ def new_swap_entry(m: Memory, content: int) -> int:
     """Number of an entry for a slot of swap for which several pages wait; the caller made sure that there is room."""
     frame = new_frame(m, content, SWAP_ENTRY)
     m.counts[FRAMES] -= 1
+    m.frame_lru[frame, SEEN] = 0
     return frame
 
 
@@ -847,6 +874,8 @@ def collapse_blocks(
             continue
         if frames_free(m) < BLOCK:
             break
+        if m.counts[LRU] and not within_limit(m, guest, BLOCK):
+            continue
         collapse(m, block, now)
         made += 1
     return looked, made, first + skip + looked >= end
@@ -884,6 +913,12 @@ def _sift_down(m: Memory, hole: int) -> None:
             return
         _swap(m, hole, least)
         hole = least
+
+
+@inlined
+def _sift_all(m: Memory) -> None:
+    for at in range(m.counts[DUE_COUNT] // 2, -1, -1):
+        _sift_down(m, at)
 
 
 @inlined
@@ -972,6 +1007,21 @@ def forget_due(m: Memory) -> None:
 
 
 @compiled
+def forget_accesses(m: Memory, first: int, pages: int) -> None:
+    """Strike all accesses to a range of pages off the list of what is due: their guest has ended."""
+    kept = 0
+    for at in range(m.counts[DUE_COUNT]):
+        if first <= m.due[at, PAGE] // 2 < first + pages:
+            continue
+        for column in range(DUE_COLUMNS):
+            m.due[kept, column] = m.due[at, column]
+        kept += 1
+    if kept < m.counts[DUE_COUNT]:
+        m.counts[DUE_COUNT] = kept
+        _sift_all(m)
+
+
+@compiled
 def write_due(m: Memory, now: int) -> int:
     """Perform the due writes up to now, where nothing is ever swapped out.
 
@@ -996,8 +1046,7 @@ def change_activity(m: Memory, guest: int, now: int, level: float) -> None:
     for i in range(m.counts[DUE_COUNT]):
         if m.block[m.due[i, PAGE] // 2 // BLOCK, GUEST] == guest:
             m.due[i, TIME] = host_time(m, guest, m.due[i, ACTIVE_TIME])
-    for i in range(m.counts[DUE_COUNT] // 2, -1, -1):
-        _sift_down(m, i)
+    _sift_all(m)
 
 
 @compiled
@@ -1023,7 +1072,7 @@ def fork_pages(m: Memory, parent: int, child: int, pages: int, now: int) -> None
             m.counts[KSM_ZERO] += 1
         else:
             if not m.place[page] & SHARED:
-                share_own_frame(m, page, int(m.held[page]), ANON)
+                share_own_frame(m, page, int(m.held[page]), ANON, now)
                 m.block[page // BLOCK, DIRTY] = 1
             map_frame(m, copy, int(m.held[page]))
         plan_write(m, page, now)

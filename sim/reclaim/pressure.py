@@ -19,6 +19,7 @@ import numpy as np
 from sim.memory.compiled import compiled, inlined
 from sim.memory.pages import (
     ACTIVE,
+    ACTIVE_LIST,
     ACTIVE_TIME,
     AGE,
     ALLOCSTALL,
@@ -108,7 +109,9 @@ from sim.memory.pages import (
     Int64,
     Memory,
     activity_time,
+    age_of,
     bits_of,
+    charge,
     copies_on_write,
     drawn,
     due_in_time,
@@ -132,6 +135,7 @@ from sim.memory.pages import (
     take,
     uniform,
     weight,
+    within_limit,
     write_page,
     written_content,
 )
@@ -141,7 +145,7 @@ BATCH = 32
 FIRST_PRIORITY = 12
 """Priority p looks at the 2^-p part of a list (DEF_PRIORITY)."""
 TRIES = 16
-"""How often reclaim is tried in vain before a guest is killed (MAX_RECLAIM_RETRIES)."""
+"""How often reclaim is tried in vain before a guest is killed (MAX_RECLAIM_RETRIES); what brings a frame is not."""
 STEP = 1024
 """Most pages that kswapd looks at before something else may happen."""
 ROOM = 8192
@@ -314,20 +318,12 @@ def happened(m: Memory, page: int, rate: float, since: int, active: int) -> bool
     return bool(uniform(draw) < -math.expm1(-rate * (active - since)))
 
 
-@inlined
-def since_stamp(m: Memory, page: int, stamp: int, active: int) -> int:
-    """The activity time (ns) of a stamp, which lies before *active*."""
-    ticks = ((active >> STAMP_SHIFT) - np.int64(stamp)) & 0xFFFFFFFF
-    return int(active - (ticks << STAMP_SHIFT))
-
-
 @compiled
 def mapper_used(m: Memory, page: int, stamp: int, now: int) -> bool:
     """Whether one of the mappers of a shared frame used it since a stamp of host time."""
     guest = m.block[page // BLOCK, GUEST]
     active = activity_time(m, guest, now)
-    ticks = ((now >> STAMP_SHIFT) - np.int64(stamp)) & 0xFFFFFFFF
-    before = int(active - np.int64((ticks << STAMP_SHIFT) * m.level[guest]))
+    before = int(active - np.int64(age_of(stamp, now) * m.level[guest]))
     return happened(m, page, rate_unseen(m, page), before, active) or passed_by_loop(m, page, before, active)
 
 
@@ -335,7 +331,7 @@ def mapper_used(m: Memory, page: int, stamp: int, now: int) -> bool:
 def page_used(m: Memory, page: int, now: int) -> bool:
     """Whether a page of its own frame was used since it was last looked at, or since the huge page was."""
     active = activity_time(m, m.block[page // BLOCK, GUEST], now)
-    before = since_stamp(m, page, m.lru[page, STAMP], active)
+    before = active - age_of(m.lru[page, STAMP], active)
     if not m.block[page // BLOCK, HUGE]:
         used = happened(m, page, rate_unseen(m, page), before, active) or passed_by_loop(m, page, before, active)
     else:
@@ -389,7 +385,7 @@ def has_room(m: Memory, places: int) -> bool:
 def evict_page(m: Memory, r: Pressure, page: int, now: int) -> None:
     """Swap a page of its own frame out, and write it unless swap has it."""
     active = activity_time(m, m.block[page // BLOCK, GUEST], now)
-    look_at(m, page, since_stamp(m, page, m.lru[page, STAMP], active))
+    look_at(m, page, active - age_of(m.lru[page, STAMP], active))
     pooled = False
     if m.held[page] == 0:
         m.counts[SWPOUT_ZERO] += not m.place[page] & SLOT
@@ -548,13 +544,6 @@ def can_swap(m: Memory) -> bool:
     return slots_left(m) > 0
 
 
-@inlined
-def within_limit(m: Memory, guest: int, frames: int) -> bool:
-    """Whether a guest may have so many frames more."""
-    limit = m.guest[guest, CHARGE_LIMIT]
-    return bool(limit == 0 or m.guest[guest, CHARGED] + frames <= limit)
-
-
 @compiled
 def reclaim_from(m: Memory, r: Pressure, guest: int, wanted: int, now: int) -> int:
     """Let a guest reclaim its own pages. Returns frames."""
@@ -599,14 +588,12 @@ def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: 
     if not m.counts[LRU]:
         return bool(frames_free(m) >= frames)
     wanted = max(frames, BATCH)
-    for _ in range(tries):
-        if within_limit(m, guest, frames):
-            break
+    failures = 0
+    while failures < tries and not within_limit(m, guest, frames):
         before, waited = r.n[ROUND_SCANNED], r.n[WAIT]
         stolen = reclaim_from(m, r, guest, wanted, now + waited) if r.n[SWAPPINESS] > 0 and can_swap(m) else 0
         count_direct(m, r, before, stolen, waited)
-        if stolen == 0:
-            break
+        failures += stolen == 0 or frames > 1
     if not within_limit(m, guest, frames):
         return False
     end_writes(m, r, now + r.n[WAIT])
@@ -618,7 +605,8 @@ def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: 
     if frames_free(m) - frames >= r.n[W_MIN]:
         return True
     m.counts[ALLOCSTALL] += 1
-    while tries > 0 and frames_free(m) - frames < r.n[W_MIN]:
+    failures = 0
+    while failures < tries and frames_free(m) - frames < r.n[W_MIN]:
         before, waited = r.n[ROUND_SCANNED], r.n[WAIT]
         stolen = reclaim_from_all(m, r, wanted, now + waited) if can_swap(m) else 0
         count_direct(m, r, before, stolen, waited)
@@ -628,19 +616,11 @@ def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: 
             r.n[PRESSURE_NS] += waits
             end_writes(m, r, now + r.n[WAIT])
             stolen += 1
-        if stolen == 0:
-            break
-        r.n[FAILURES] = 0
-        tries -= frames_free(m) < frames  # reclaim goes on for long only if nothing else helps
+        # What brings frames goes on for long, as reclaim does that nothing else can take the place of.
+        failures += stolen == 0 or frames > 1 or frames_free(m) < frames
+        if stolen:
+            r.n[FAILURES] = 0
     return bool(frames_free(m) >= frames)
-
-
-@compiled
-def make_room_for(m: Memory, r: Pressure, guest: int, frames: int, now: int) -> bool:
-    """Let a guest reclaim what it needs for so many frames more, and wait. Returns whether it may have them."""
-    done = make_room(m, r, guest, frames, TRIES, now)
-    stall(m, r, guest, now)
-    return done
 
 
 @compiled
@@ -829,7 +809,10 @@ def fault_in(m: Memory, r: Pressure, page: int, now: int) -> bool:
         r.n[PRESSURE_NS] += r.n[WAIT] - began
     come_back(m, page, now, False)
     if pages > 1:
+        active = bits_of(m, page + 1) & ACTIVE_LIST != 0
+        take(m, guest, page + 1)  # who waits for it holds on to it
         read_ahead(m, r, page, first, pages, now)
+        put(m, guest, page + 1, active)
     return True
 
 
@@ -955,3 +938,9 @@ def hand_over(m: Memory, guest: int) -> None:
             m.guest[heir, CHARGED] += 1
             m.frame_lru[frame, OWNER] = heir
             put(m, heir, entry, active == 1)
+    for frame in range(m.counts[FRAME_HIGH] if m.guest[guest, CHARGED] else 0):
+        if m.frame[frame, KIND] not in (0, SWAP_ENTRY) and m.frame[frame, MAPS] and m.frame_lru[frame, OWNER] == guest:
+            heir = m.block[(m.frame_lru[frame, RING] - 1) // BLOCK, GUEST]
+            charge(m, guest, -1)
+            charge(m, heir, 1)
+            m.frame_lru[frame, OWNER] = heir

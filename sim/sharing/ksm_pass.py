@@ -30,6 +30,7 @@ from sim.memory.pages import (
     HUGE,
     KIND,
     KSM,
+    KSM_STAYS,
     KSM_ZERO,
     LRU,
     MAPS,
@@ -54,6 +55,7 @@ from sim.memory.pages import (
     content_of,
     drop_pages,
     forget_frame,
+    keep_in_memory,
     leave_frame,
     look,
     map_frame,
@@ -66,6 +68,7 @@ from sim.memory.pages import (
     write_due,
     write_page,
 )
+from sim.reclaim.pressure import TRIES, Pressure, make_room, stall
 
 ITEM_BYTES, NODE_BYTES, SLOT_BYTES = 64, 64, 48
 """Sizes of ksm_rmap_item, ksm_stable_node and ksm_mm_slot (6.18, x86-64, /sys/kernel/slab)."""
@@ -576,8 +579,10 @@ def promote_pair(m: Memory, k: Ksm, page: int, tree_page: int, content: int) -> 
     if m.place[page] & SHARED:
         frame = int(m.held[page])
         m.frame[frame, KIND] = KSM
+        if m.counts[KSM_STAYS]:
+            keep_in_memory(m, frame)
     else:
-        frame = share_own_frame(m, page, content, KSM)
+        frame = share_own_frame(m, page, content, KSM, moment(k))
     detach(m, k, tree_page)
     merge_into(m, k, tree_page, frame)
     stable_insert(m, k, key, frame)
@@ -1399,6 +1404,21 @@ def unmerge_pages(m: Memory, first: int, pages: int) -> int:
         if write_page(m, page, content_of(m, page)) != OK:
             return NO_FRAME
     return OK
+
+
+@compiled
+def unmerge_for_guest(m: Memory, r: Pressure, guest: int, first: int, pages: int, now: int) -> int:
+    """Do what `unmerge_pages` does while each frame may first have to be reclaimed, for which the guest waits."""
+    done = OK
+    for page in range(first, first + pages):
+        if not m.place[page] & MERGEABLE or not (m.place[page] & ZERO or is_ksm_page(m, page)):
+            continue
+        if not make_room(m, r, guest, 1, TRIES, now):
+            done = NO_FRAME
+            break
+        done = unmerge_pages(m, page, 1)
+    stall(m, r, guest, now)
+    return done
 
 
 @compiled

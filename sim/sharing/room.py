@@ -399,6 +399,7 @@ class Room(ABC):
 
     def _give_back(self, guest: int) -> None:
         span = self.pages_of(guest)
+        memory.forget_accesses(self.m, span.start, span.stop - span.start)
         self.m.place[span] = 0
         self._free_blocks.append((span.start // BLOCK, blocks_of(span.stop - span.start)))
         self._free_blocks.sort()

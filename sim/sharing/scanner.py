@@ -55,6 +55,7 @@ class Scanner(Room):
         trees = 1 if settings.merge_across_nodes else nodes
         blocks, room = len(self.m.block), len(self.m.place)
         self.m.counts[memory.REUSE_LAST_MAPPER] = kernel.reuse_last_mapper
+        self.m.counts[memory.KSM_STAYS] = squeeze is not None and not kernel.node_holds_page
         self.m.counts[memory.SPLIT_FREES_ZERO] = kernel.split_frees_zero
         self.k = ksmd.Ksm(
             item=np.zeros(room, np.uint8),
@@ -135,9 +136,11 @@ class Scanner(Room):
             length = min(BLOCK, first + pages - start)
             if self.m.counts[memory.LRU]:
                 self._make_room()
-                pressure.make_room_for(self.m, self.r, guest, length, now)
+                done = ksmd.unmerge_for_guest(self.m, self.r, guest, start, length, now)
                 self._see_moves()
-            if ksmd.unmerge_pages(self.m, start, length) != memory.OK:
+            else:
+                done = ksmd.unmerge_pages(self.m, start, length)
+            if done != memory.OK:
                 return False
         return True
 

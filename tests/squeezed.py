@@ -1,0 +1,342 @@
+"""A host that is short of memory, what its guests wrote as plain lists, and a recount of all that the host keeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from one_host import size
+
+from sim.columns import PAGE_BYTES
+from sim.memory import pages as memory
+from sim.memory.guest import Vm
+from sim.memory.huge import Daemon, Khugepaged
+from sim.memory.pages import BLOCK, NEVER, Float64
+from sim.reclaim import pressure
+from sim.reclaim.swap import DeviceTimes
+from sim.sharing.kernels import kernel
+from sim.sharing.ksm import Ksm
+from sim.sharing.ksm_pass import WORK
+from sim.sharing.room import OutOfFrames, Squeeze
+from sim.sharing.scanner import Scanner
+from sim.units import MICROSECOND, MILLISECOND, SECOND
+
+DISK = DeviceTimes(100 * MICROSECOND, 50 * MICROSECOND, 2 * MICROSECOND, 2, 1 * MICROSECOND, 2 * MICROSECOND)
+ZRAM = DeviceTimes(0, 0, 0, 1, 5 * MICROSECOND, 9 * MICROSECOND)
+WATERMARKS = 4, 8, 12
+CONTENTS = 1 << 16
+POOL = 60
+"""What random writes of class WRITTEN leave."""
+
+WRITTEN, FRESH, READ, LOOP = range(1, 5)
+"""Classes of accesses: writes of one content, writes of new ones and reads, reads, a loop of reads."""
+
+
+class Speeds(NamedTuple):
+    """Accesses per second and page of each class, and the pages of the loop."""
+
+    writes: float = 2.0
+    reads: float = 5.0
+    loop: float = 4.0
+    loop_pages: int = 100
+
+    def rates(self) -> Float64:
+        """What `Memory.rates` says of the classes."""
+        table = np.zeros((5, memory.ACCESS_COLUMNS))
+        table[WRITTEN, [memory.WRITES, memory.LOWEST, memory.SPAN]] = self.writes / SECOND, POOL, 1
+        table[FRESH, [memory.WRITES, memory.READS]] = self.writes / SECOND, self.reads / SECOND
+        table[READ, memory.READS] = self.reads / SECOND
+        table[LOOP, [memory.PERIOD, memory.LOOP_PAGES]] = SECOND / self.loop, self.loop_pages
+        return table
+
+
+class Squeezed:
+    """A host whose guests are numbered in the order in which they start; whoever finds no frame is killed."""
+
+    def __init__(
+        self, *, frames: int, slots: int = 1 << 20, zram: bool = False, thp: bool = False, version: str = "6.18",
+        watermarks: tuple[int, int, int] = WATERMARKS, swappiness: int = 60, page_cluster: int = 3,
+        speeds: Speeds = Speeds(), guests: int = 12, device: DeviceTimes | None = None, **ksm: Any,
+    ) -> None:  # fmt: skip
+        squeeze = Squeeze(
+            watermarks=watermarks, swappiness=swappiness, page_cluster=page_cluster, slots=slots,
+            device=device or (ZRAM if zram else DISK), look_ns=100, compresses=zram,
+        )  # fmt: skip
+        settings = Ksm.model_validate({"run": 0, "pages_to_scan": 200, **ksm}).completed(kernel(version))
+        self.scanner = Scanner(
+            settings, kernel(version), hz=250, frames=frames, pages=BLOCK, guests=guests, contents=CONTENTS, nodes=1,
+            work_ps=np.zeros(len(WORK), np.int64), split_ps=0, cold_milli=0, rates=speeds.rates(), key=7,
+            squeeze=squeeze,
+        )  # fmt: skip
+        self.daemon = Daemon(Khugepaged(pages_to_scan=BLOCK * 4, max_ptes_none=511))
+        self.thp = thp
+        self.now = 0
+        self.count = 0
+        self.wrote: dict[int, list[int]] = {}
+        """What each guest that runs wrote last to each page, 0 where it never wrote."""
+        self.kinds: dict[int, int] = {}
+        self.killed: list[int] = []
+        self.pressure = 0, 0
+        self._next_content = 1000
+        self.scanner.begin()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Some of the host's counters, by the names of the tables."""
+        columns = self.scanner.columns(self.scanner.snapshot(self.now)[np.newaxis])
+        return {name: int(values[0]) for name, values in columns.items()}
+
+    # --- what happens ---------------------------------------------------------------------------------------------
+
+    def start(
+        self, contents: Sequence[int], kind: int = 0, *, limit: int | None = None, mergeable: bool = False,
+        level: float = 1.0, **vm: Any,
+    ) -> int:  # fmt: skip
+        """A guest starts and writes these contents. Returns its number."""
+        guest = self._add(len(contents), limit, level, vm)
+        m = self.scanner.m
+        accesses = np.full(len(contents), kind, np.uint16)
+        self.scanner.set_accesses(guest, accesses)
+        assert not np.any(m.place[self.scanner.pages_of(guest)])
+        if mergeable:
+            self.scanner.advise(guest, 0, len(contents), True, self.now)
+        self.wrote[guest] = [0 if content == NEVER else content for content in contents]
+        self.kinds[guest] = kind
+        self._try(guest, lambda: self.scanner.fill(guest, np.array(contents, np.int32), self.now))
+        return guest
+
+    def _add(self, pages: int, limit: int | None, level: float, about: Mapping[str, Any]) -> int:
+        guest, self.count = self.count, self.count + 1
+        limits = {"memory_limit": size(limit)} if limit else {}
+        vm = Vm.model_validate({"name": "vm", "memory": size(pages), **limits, **about})
+        self.scanner.add(
+            guest, pages, vm=vm, key=(guest + 1) << 40, now=self.now, level=level, node=0, thp=self.thp
+        )  # fmt: skip
+        if self.thp:
+            self.daemon.register(guest)
+        return guest
+
+    def write(self, guest: int, first: int, contents: Sequence[int]) -> None:
+        """The guest writes contents to its pages from the first one."""
+        pages = np.arange(first, first + len(contents))
+        self.wrote[guest][first : first + len(contents)] = contents
+        self._try(guest, lambda: self.scanner.write(guest, pages, np.array(contents, np.int32), self.now))
+
+    def discard(self, guest: int, first: int, pages: int) -> None:
+        """The guest gives pages back."""
+        self.wrote[guest][first : first + pages] = [0] * pages
+        self.scanner.discard(guest, np.arange(first, first + pages))
+
+    def advise(self, guest: int, first: int, pages: int, mergeable: bool) -> bool:
+        """The guest offers pages to KSM, or takes them back."""
+        return self.scanner.advise(guest, first, pages, mergeable, self.now)
+
+    def fork(self, parent: int) -> int:
+        """The guest forks. Returns the number of the child."""
+        wrote = self.wrote[parent]
+        child = self._add(len(wrote), None, 1.0, {})
+        self._next_content = self.scanner.fork(parent, child, self._next_content, self.now)
+        named = self.read(parent)
+        for page, (before, after) in enumerate(zip(wrote, named, strict=True)):
+            if before < 0:
+                assert after >= 1000 or after == before or self.kinds[parent] == WRITTEN
+                wrote[page] = after
+        self.wrote[child], self.kinds[child] = list(wrote), self.kinds[parent]
+        return child
+
+    def exit(self, guest: int) -> None:
+        """The guest ends."""
+        self.daemon.forget(guest)
+        self.scanner.remove(guest)
+        del self.wrote[guest]
+
+    def run(self, value: int) -> str:
+        """Write the knob `run`. Returns why it was refused, or nothing."""
+        for _ in self.scanner.finish_batch():
+            pass
+        return self.scanner.set_knob("run", value, self.now)
+
+    def collapse(self) -> None:
+        """Khugepaged works once."""
+        self.scanner.wake_khugepaged(self.daemon, self.now)
+
+    def change_activity(self, guest: int, level: float) -> None:
+        """The guest does more or less."""
+        self.scanner.change_activity(guest, self.now, level)
+
+    def pass_time(self, time: int = MILLISECOND) -> None:
+        """Let time (ns) go by."""
+        self.now += time
+        while True:
+            try:
+                for _ in self.scanner.advance(self.now):
+                    pass
+                return
+            except OutOfFrames as starved:
+                self._kill(starved.guest)
+
+    def _try(self, guest: int, ask: Any) -> None:
+        try:
+            ask()
+        except OutOfFrames as starved:
+            assert starved.guest == guest
+            self._kill(guest)
+
+    def _kill(self, guest: int) -> None:
+        self.killed.append(guest)
+        self.exit(guest)
+
+    # --- what is there --------------------------------------------------------------------------------------------
+
+    def read(self, guest: int) -> list[int]:
+        """What the guest reads; a page that it never touched reads as zeros."""
+        contents = self.scanner.read(guest)
+        return [0 if content == NEVER else content for content in contents.tolist()]
+
+    def place(self, guest: int) -> Any:
+        """Where the guest's pages are."""
+        return self.scanner.m.place[self.scanner.pages_of(guest)]
+
+    def swapped(self, guest: int) -> list[int]:
+        """Pages of the guest that are swapped out."""
+        return np.flatnonzero(self.place(guest) & memory.SWAPPED).tolist()
+
+    def check(self) -> None:
+        """Nothing is lost, and everything that the host counts is as often there."""
+        for guest, wrote in self.wrote.items():
+            for page, (read, written) in enumerate(zip(self.read(guest), wrote, strict=True)):
+                left = self.kinds[guest]
+                assert (
+                    read == written
+                    or (left == WRITTEN and read == POOL)
+                    or (left == FRESH and (read < 0 or read >= 1000))
+                ), f"guest {guest} page {page}: reads {read}, wrote {written}"
+        recount(self.scanner, list(self.wrote))
+        some, full = self.scanner.pressure(self.now)
+        assert self.pressure[0] <= some <= self.now
+        assert self.pressure[1] <= full <= some
+        self.pressure = some, full
+
+
+def recount(scanner: Scanner, running: list[int]) -> None:
+    """Count what every number of the host stands for, and walk every list."""
+    m = scanner.m
+    present, swapped, shared, zero, slot = (
+        m.place & bit != 0 for bit in (memory.PRESENT, memory.SWAPPED, memory.SHARED, memory.ZERO, memory.SLOT)
+    )
+    own = present & ~shared & ~zero
+    assert not np.any(present & swapped)
+    assert not np.any(shared & ~(present | swapped))
+    assert not np.any(zero & ~(present & ~shared))
+    assert not np.any(slot & ~own)
+
+    maps = Counter(m.held[present & shared].tolist())
+    waits = Counter(m.held[swapped & shared].tolist())
+    for frame in range(int(m.counts[memory.FRAME_HIGH])):
+        kind, mapped = m.frame[frame, memory.KIND], m.frame[frame, memory.MAPS]
+        if kind:
+            assert mapped == (waits if kind == memory.SWAP_ENTRY else maps)[frame]
+            assert mapped or kind in (memory.KSM, memory.REMOVED)
+    assert all(m.frame[frame, memory.KIND] == memory.SWAP_ENTRY for frame in waits)
+    assert all(m.frame[frame, memory.KIND] in (memory.ANON, memory.KSM, memory.REMOVED) for frame in maps)
+
+    huge = m.block[:, memory.HUGE] != 0
+    assert np.all(own.reshape(-1, BLOCK)[huge])
+    slots = np.count_nonzero(swapped & ~shared) + len(waits) + np.count_nonzero(slot)
+    counted = {
+        memory.PRIVATE: np.count_nonzero(own),
+        memory.FRAMES: len(maps),
+        memory.TOUCHED: np.count_nonzero(present),
+        memory.SHARERS: np.count_nonzero(present & shared),
+        memory.KSM_ZERO: np.count_nonzero(zero),
+        memory.SWAPPED_PAGES: np.count_nonzero(swapped),
+        memory.SLOTS_USED: slots,
+        memory.HUGE_PAGES: np.count_nonzero(huge),
+    }
+    assert {index: int(m.counts[index]) for index in counted} == counted
+    assert slots <= m.counts[memory.SWAP_SLOTS]
+    metadata = -(-int(m.counts[memory.METADATA]) // PAGE_BYTES)
+    assert free_frames(m) >= -metadata
+
+    for guest in running:
+        pages = scanner.pages_of(guest)
+        assert m.guest[guest, memory.OUT] == np.count_nonzero(swapped[pages])
+        owned = [frame for frame in maps if m.frame_lru[frame, memory.OWNER] == guest]
+        assert m.guest[guest, memory.CHARGED] == np.count_nonzero(own[pages]) + len(owned)
+        expected = {page + 1 for page in range(pages.start, pages.stop) if own[page] and not in_tail(m, page)}
+        assert set(on_lists(m, guest)) == expected | {-(frame + 1) for frame in owned if not stays(m, frame)}
+    assert sum(m.guest[guest, memory.CHARGED] for guest in running) == m.guest[:, memory.CHARGED].sum()
+    for frame, mappers in maps.items():
+        assert m.frame_lru[frame, memory.OWNER] in running
+        ring = on_ring(m, frame)
+        assert len(ring) == mappers
+        assert all(m.held[page] == frame and present[page] and shared[page] for page in ring)
+    check_due(m)
+
+
+def free_frames(m: memory.Memory) -> int:
+    """Frames that nothing uses, counted anew."""
+    used = [memory.PRIVATE, memory.FRAMES, memory.RESERVED, memory.POOL, memory.WRITEBACK]
+    metadata = -(-int(m.counts[memory.METADATA]) // PAGE_BYTES)
+    return int(m.counts[memory.LIMIT] - m.counts[used].sum()) - metadata
+
+
+def stays(m: memory.Memory, frame: int) -> bool:
+    """Whether the frame is a KSM page of a kernel that cannot swap those."""
+    return bool(m.counts[memory.KSM_STAYS] and m.frame[frame, memory.KIND] != memory.ANON)
+
+
+def in_tail(m: memory.Memory, page: int) -> bool:
+    """Whether the page is in a huge page, but not its first."""
+    return bool(m.block[page // BLOCK, memory.HUGE] and page % BLOCK)
+
+
+def on_lists(m: memory.Memory, guest: int) -> list[int]:
+    """Entries of a guest's two lists, from the heads; every link back and every size is checked."""
+    found: list[int] = []
+    for active in (False, True):
+        column = memory.INACTIVE + memory.LIST_COLUMNS * active
+        at, before, size = int(m.guest[guest, column + memory.HEAD]), 0, 0
+        while at:
+            row, seen = (m.lru[at - 1], m.seen[at - 1]) if at > 0 else (m.frame_lru[-at - 1], None)
+            bits = m.frame_lru[-at - 1, memory.SEEN] if seen is None else seen
+            assert row[memory.PREVIOUS] == before
+            assert (bits & memory.ACTIVE_LIST != 0) == active
+            size += BLOCK if at > 0 and m.block[(at - 1) // BLOCK, memory.HUGE] else 1
+            found.append(at)
+            assert len(found) == len(set(found))
+            before, at = at, int(row[memory.NEXT])
+        assert m.guest[guest, column + memory.TAIL] == before
+        assert m.guest[guest, column + memory.SIZE] == size
+    return found
+
+
+def on_ring(m: memory.Memory, frame: int) -> list[int]:
+    """Pages of the ring of those who map a shared frame."""
+    first = at = int(m.frame_lru[frame, memory.RING])
+    found = []
+    while at:
+        found.append(at - 1)
+        following = int(m.lru[at - 1, memory.NEXT])
+        assert m.lru[following - 1, memory.PREVIOUS] == at
+        at = 0 if following == first else following
+        assert len(found) <= m.frame[frame, memory.MAPS]
+    return found
+
+
+def check_due(m: memory.Memory) -> None:
+    """The list of what is due is a heap with each access once, and the pages know."""
+    due = m.due[: m.counts[memory.DUE_COUNT]]
+    keys = [(int(time), int(code)) for time, _, code in due]
+    assert all(keys[(at - 1) // 2] <= keys[at] for at in range(1, len(keys)))
+    codes = [code for _, code in keys]
+    assert len(set(codes)) == len(codes)
+    writes = {code // 2 for code in codes if not code & 1}
+    reads = {code // 2 for code in codes if code & 1}
+    assert writes == set(np.flatnonzero(m.place & memory.DUE).tolist())
+    assert reads == set(np.flatnonzero(m.place & memory.DUE_READ).tolist())
+
+
+__all__ = ["DISK", "FRESH", "LOOP", "POOL", "READ", "WRITTEN", "ZRAM", "Speeds", "Squeezed", "pressure", "recount"]
