@@ -24,7 +24,6 @@ from sim.memory.pages import (
     AGE,
     ALLOCSTALL,
     BLOCK,
-    CHARGE_LIMIT,
     CHARGED,
     CONTENT,
     DIRECT_PS,

@@ -10,7 +10,6 @@ import numpy as np
 from sim.memory import pages as memory
 from sim.memory.guest import Vm
 from sim.memory.pages import BLOCK, Float64, Int32, Int64
-from sim.reclaim import pressure
 from sim.sharing import ksm_pass as ksmd
 from sim.sharing.kernels import Kernel
 from sim.sharing.ksm import Ksm
