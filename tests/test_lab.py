@@ -217,6 +217,18 @@ def test_what_a_run_swaps_and_waits_must_be_near_the_kernels_mean(name: str, rat
     assert all(name in fault for fault in found.faults())
 
 
+@given(st.integers(50, 150).filter(lambda percent: abs(percent - 100) != 5), st.integers(1, 5000))
+def test_zrams_memory_counts_when_guests_are_filled_and_is_told_at_the_end(percent: int, at_end: int) -> None:
+    ours = samples(mem_pool_bytes=at_end)
+    ours["mem_pool_bytes"] += 5 * percent - 500
+
+    found = pressure.compare([ours], [samples()])
+
+    assert found.figures["mem_pool_bytes"].simulated == 5 * percent
+    assert found.figures["mem_pool_bytes_at_end"].simulated == 5 * percent + at_end
+    assert bool(found.faults()) == (abs(percent - 100) > 5)
+
+
 def test_a_run_may_also_lie_in_the_kernels_own_spread() -> None:
     kernel = [samples(pswpin=600), samples(pswpin=1400)]
 

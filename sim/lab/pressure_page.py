@@ -25,7 +25,7 @@ _NAMES: Final = {
     "pswpout": "swapped out",
     "psi_some_ns": "PSI some",
     "psi_full_ns": "PSI full",
-    "mem_pool_bytes": "zram's memory",
+    "mem_pool_bytes": "zram's memory, just filled",
 }
 _COLUMNS: Final = 2
 
@@ -144,7 +144,7 @@ def _told(name: str, value: float) -> str:
         return f"{value:.1f}%"
     if name.endswith("_s"):
         return amount(value, "s")
-    unit = "ns" if name.endswith("_ns") else "bytes" if name.endswith("_bytes") else "pages"
+    unit = "ns" if name.endswith("_ns") else "bytes" if "_bytes" in name else "pages"
     return amount(int(value), unit)
 
 

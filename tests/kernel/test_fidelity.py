@@ -135,7 +135,6 @@ def test_limited_guests_swap_and_wait_as_the_kernels_do(case: str, request: pyte
     assert found == []
 
 
-@pytest.mark.xfail(strict=True, reason="the simulated zram takes no memory yet")
 @pytest.mark.parametrize("case", [case for case in PRESSURE if case.endswith("-zram")])
 def test_zram_takes_as_much_memory_as_the_kernels(case: str) -> None:
     assert "mem_pool_bytes" not in _held(case)
