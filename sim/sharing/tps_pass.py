@@ -37,6 +37,7 @@ from sim.memory.pages import (
     READS,
     SHARED,
     SLOTS_USED,
+    SPAN,
     SWAP_PS,
     SWAPPED_PAGES,
     THP_SPLIT,
@@ -244,8 +245,10 @@ def is_shared(m: Memory, page: int) -> bool:
 
 @inlined
 def looked_up(m: Memory, page: int, now: int) -> int:
-    """The page's content now, its random writes done."""
-    if m.rates[m.accesses[page], WRITES] != 0.0 and not m.place[page] & (SHARED | ZERO):
+    """The page's content now, its random writes done; what is unique and only ever made unique is left as it is."""
+    kind = m.accesses[page]
+    changes = m.rates[kind, WRITES] != 0.0 and not m.place[page] & (SHARED | ZERO)
+    if changes and (m.held[page] >= 0 or m.rates[kind, SPAN] != 0):
         look(m, page // BLOCK, now)
     return content_of(m, page)
 
