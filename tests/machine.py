@@ -69,7 +69,7 @@ def no_pressure(guests: int) -> Pressure:
         back=np.zeros((1, 2), np.int64),
         queue=np.zeros(0, np.int32),
         load=np.zeros(guests),
-        idle=np.zeros(1),
+        until=np.zeros(guests, np.int64),
     )
 
 

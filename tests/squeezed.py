@@ -16,6 +16,7 @@ from sim.memory.huge import Daemon, Khugepaged
 from sim.memory.pages import BLOCK, NEVER, Float64
 from sim.reclaim import pressure
 from sim.reclaim.swap import DeviceTimes
+from sim.reclaim.zswap import Pool
 from sim.sharing.kernels import kernel
 from sim.sharing.ksm import Ksm
 from sim.sharing.ksm_pass import WORK
@@ -58,11 +59,13 @@ class Squeezed:
     def __init__(
         self, *, frames: int, slots: int = 1 << 20, zram: bool = False, thp: bool = False, version: str = "6.18",
         watermarks: tuple[int, int, int] = WATERMARKS, swappiness: int = 60, page_cluster: int = 3,
-        speeds: Speeds = Speeds(), guests: int = 12, device: DeviceTimes | None = None, **ksm: Any,
+        speeds: Speeds = Speeds(), guests: int = 12, device: DeviceTimes | None = None, zswap: Pool | None = None,
+        **ksm: Any,
     ) -> None:  # fmt: skip
         squeeze = Squeeze(
             watermarks=watermarks, swappiness=swappiness, page_cluster=page_cluster, slots=slots,
             device=device or (ZRAM if zram else DISK), look_ns=100, compresses=zram,
+            zswap=(zswap, 5 * MICROSECOND, 9 * MICROSECOND) if zswap else None,
         )  # fmt: skip
         settings = Ksm.model_validate({"run": 0, "pages_to_scan": 200, **ksm}).completed(kernel(version))
         self.scanner = Scanner(
@@ -99,6 +102,8 @@ class Squeezed:
         m = self.scanner.m
         accesses = np.full(len(contents), kind, np.uint16)
         self.scanner.set_accesses(guest, accesses)
+        if len(m.packed):
+            self.scanner.set_packed(guest, (np.arange(len(contents)) * 37 % 255 + 1).astype(m.packed.dtype))
         assert not np.any(m.place[self.scanner.pages_of(guest)])
         if mergeable:
             self.scanner.advise(guest, 0, len(contents), True, self.now)
@@ -257,6 +262,7 @@ def recount(scanner: Scanner, running: list[int]) -> None:
     }
     assert {index: int(m.counts[index]) for index in counted} == counted
     assert slots <= m.counts[memory.SWAP_SLOTS]
+    check_pool(m, np.flatnonzero(swapped & ~shared), list(waits))
     metadata = -(-int(m.counts[memory.METADATA]) // PAGE_BYTES)
     assert free_frames(m) >= -metadata
 
@@ -274,6 +280,20 @@ def recount(scanner: Scanner, running: list[int]) -> None:
         assert len(ring) == mappers
         assert all(m.held[page] == frame and present[page] and shared[page] for page in ring)
     check_due(m)
+
+
+def check_pool(m: memory.Memory, alone: Any, waits: list[int]) -> None:
+    """What is compressed in memory takes as many zspages as its sizes say."""
+    seen = m.seen[alone] if len(m.seen) else alone
+    packed = m.packed[alone[seen & memory.POOLED != 0]].tolist() if len(m.packed) else []
+    packed += [int(m.frame_lru[entry, memory.STAMP]) for entry in waits
+               if m.frame_lru[entry, memory.SEEN] & memory.POOLED]  # fmt: skip
+    assert m.counts[memory.POOLED_PAGES] == len(packed)
+    stored = Counter(int(m.zspage[each, 0]) for each in packed)
+    sizes = {int(m.zspage[each, 0]): m.zspage[each] for each in packed}
+    pages = sum(-(-count // sizes[kind][memory.OBJECTS]) * sizes[kind][memory.ZSPAGE_PAGES]
+                for kind, count in stored.items())  # fmt: skip
+    assert m.counts[memory.POOL] == pages
 
 
 def free_frames(m: memory.Memory) -> int:

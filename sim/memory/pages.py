@@ -658,7 +658,6 @@ def new_swap_entry(m: Memory, content: int) -> int:
     """Number of an entry for a slot of swap for which several pages wait; the caller made sure that there is room."""
     frame = new_frame(m, content, SWAP_ENTRY)
     m.counts[FRAMES] -= 1
-    m.frame_lru[frame, SEEN] = 0
     return frame
 
 
@@ -1060,6 +1059,8 @@ def fork_pages(m: Memory, parent: int, child: int, pages: int, now: int) -> None
         if page % BLOCK == 0 and m.block[page // BLOCK, HUGE]:
             part_huge(m, page // BLOCK)
         m.accesses[copy] = m.accesses[page]
+        if m.packed.size:
+            m.packed[copy] = m.packed[page]
         m.place[copy] = m.place[page] & ~(SHARED | DUE | DUE_READ | SLOT)
         if m.place[page] & SWAPPED:
             share_slot(m, page, copy)

@@ -164,9 +164,9 @@ AWAKE, GOES_ON, PRIORITY, AT_GUEST, ROUND_SCANNED, ROUND_STOLEN, STOLEN, FAILURE
 # ... zswap: the largest pool and what it must come down to before it takes pages again (pages; 0: no zswap), whether it
 # refuses them now, CPU time (ns) of a page's way in and out, and the ring of what it has, ...
 POOL_MOST, POOL_AGAIN, POOL_FULL, POOL_IN_NS, POOL_OUT_NS, OLDEST, QUEUED = range(28, 35)
-# ... and the access under way: how long it waits, how much of that is pressure, who reclaims next, and until when
-# somebody is known to wait.
-WAIT, PRESSURE_NS, DIRECT_GUEST, SOME_UNTIL, ALWAYS_BUSY = range(23, 28)
+# ... and the access under way: how long it waits, how much of that is pressure, who reclaims next; and the host time
+# (ns) up to which pressure is counted, and until which somebody is known to wait.
+WAIT, PRESSURE_NS, DIRECT_GUEST, COUNTED, SOME_UNTIL = range(23, 28)
 NUMBERS = 35
 
 
@@ -177,8 +177,8 @@ class Pressure(NamedTuple):
     channel: Int64  # (channels,) host time (ns) at which a channel of the device is free
     back: Int64  # (writes, 2) ring of writes under way: when done (ns), and frames that are then free
     queue: Int32  # (entries,) ring of what zswap has, the oldest first: page + 1, or -(swap entry + 1)
-    load: Float64  # (guests,) share of time for which a guest runs on a processor when it does not wait
-    idle: Float64  # (1,) sum over the running guests of ln(1 - load); those with load 1 are counted in ALWAYS_BUSY
+    load: Float64  # (guests,) share of time for which a guest runs on a processor when it does not wait, 0 once it ended
+    until: Int64  # (guests,) host time (ns) until which a guest waits for memory
 
 
 # --- the device ------------------------------------------------------------------------------------------------------
@@ -681,24 +681,31 @@ def stall(m: Memory, r: Pressure, guest: int, now: int) -> None:
         m.guest[guest, STALLED] += wait
         m.counts[STALLED_NS] += wait
     if pressure > 0:
-        end = now + pressure
-        alone = max(end - max(now, r.n[SOME_UNTIL]), 0)
-        r.n[SOME_UNTIL] = max(r.n[SOME_UNTIL], end)
-        m.counts[PSI_SOME] += alone
-        m.counts[PSI_FULL] += np.int64(alone * nobody_runs(m, r, guest))
+        some, full = pressure_since(m, r, now)
+        m.counts[PSI_SOME] += some
+        m.counts[PSI_FULL] += full
+        r.n[COUNTED] = max(r.n[COUNTED], now)
+        r.until[guest] = max(r.until[guest], now + pressure)
+        r.n[SOME_UNTIL] = max(r.n[SOME_UNTIL], now + pressure)
 
 
-@inlined
-def nobody_runs(m: Memory, r: Pressure, guest: int) -> float:
-    """Share of time for which no guest runs while one processor of this guest waits."""
-    load = r.load[guest]
-    busy, idle = r.n[ALWAYS_BUSY], r.idle[0]
-    others = 1.0 - 1.0 / m.guest[guest, VCPUS]
-    if load >= 1.0:
-        busy -= others == 0.0
-    else:
-        idle -= math.log1p(-load) * (1.0 - others)
-    return 0.0 if busy > 0 else math.exp(idle)
+@compiled
+def pressure_since(m: Memory, r: Pressure, now: int) -> tuple[int, int]:
+    """For how long (ns) somebody waited, and nobody ran for that, from when it was last counted until *now*."""
+    at, end = int(r.n[COUNTED]), int(min(now, r.n[SOME_UNTIL]))
+    some, full = max(end - at, 0), 0
+    while at < end:
+        following = end
+        nobody = 1.0
+        for guest in range(r.load.size):
+            idle = 1.0 - r.load[guest]
+            if r.until[guest] > at:
+                following = min(following, r.until[guest])
+                idle = idle ** (1.0 - 1.0 / m.guest[guest, VCPUS])
+            nobody *= idle
+        full += int((following - at) * nobody)
+        at = following
+    return some, full
 
 
 # --- accesses --------------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ class Room(ABC):
             back=np.zeros((_MOST_WRITES, 2), np.int64),
             queue=np.zeros(squeeze.slots if squeeze and squeeze.zswap else 0, np.int32),
             load=np.zeros(guests),
-            idle=np.zeros(1),
+            until=np.zeros(guests, np.int64),
         )
         if squeeze:
             self.m.counts[memory.LRU] = 1
@@ -226,21 +226,13 @@ class Room(ABC):
         m.guest[guest, memory.THP] = thp
         m.guest[guest, memory.CHARGE_LIMIT] = (vm.memory_limit or 0) // memory.PAGE_BYTES
         m.guest[guest, memory.VCPUS] = vm.vcpus
-        self._count_load(guest, vm.load, 1)
+        self.r.load[guest] = vm.load
         m.level[guest] = level
         blocks = slice(first, first + blocks_of(pages))
         m.block[blocks, memory.GUEST] = guest
         m.block[blocks, memory.LOOKED] = 0
         m.block[blocks, memory.ADJACENT] = 0
         m.accesses[self.pages_of(guest)] = 0
-
-    def _count_load(self, guest: int, load: float, sign: int) -> None:
-        """Let a guest that starts (1) or ends (-1) count among those that may run while another waits."""
-        self.r.load[guest] = load
-        if load >= 1.0:
-            self.r.n[pressure.ALWAYS_BUSY] += sign
-        else:
-            self.r.idle[0] += sign * np.log1p(-load)
 
     def pages_of(self, guest: int) -> slice:
         """Where the guest's pages are."""
@@ -353,13 +345,12 @@ class Room(ABC):
 
     def pressure(self, now: int) -> tuple[int, int]:
         """For how long (ns) some guest has waited for memory by now, and for how long none could run for that."""
-        counts = self.m.counts
-        ahead = max(int(self.r.n[pressure.SOME_UNTIL]) - now, 0)
-        return int(counts[memory.PSI_SOME]) - ahead, int(counts[memory.PSI_FULL])
+        some, full = pressure.pressure_since(self.m, self.r, now)
+        return int(self.m.counts[memory.PSI_SOME]) + int(some), int(self.m.counts[memory.PSI_FULL]) + int(full)
 
     def _end(self, guest: int) -> None:
         """The guest's pages are unmapped: it counts no more."""
-        self._count_load(guest, float(self.r.load[guest]), -1)
+        self.r.load[guest] = 0.0
         if self.m.counts[memory.LRU]:
             pressure.hand_over(self.m, guest)
 

@@ -302,6 +302,7 @@ class Scanner(Room):
     def snapshot(self, now: int) -> Int64:
         """Every counter as it is now; see ksm_pass.snapshot."""
         ksmd.snapshot(self.m, self.k, now, 0)  # the log is empty: `_run` hands it out before it returns
+        self.k.log[0, [ROW_COUNTS + memory.PSI_SOME, ROW_COUNTS + memory.PSI_FULL]] = self.pressure(now)
         return cast(Int64, self.k.log[0])
 
     def columns(self, log: Int64) -> dict[str, Int64]:
