@@ -53,13 +53,16 @@ class Speeds(NamedTuple):
         return table
 
 
+SPEEDS = Speeds()
+
+
 class Squeezed:
     """A host whose guests are numbered in the order in which they start; whoever finds no frame is killed."""
 
     def __init__(
         self, *, frames: int, slots: int = 1 << 20, zram: bool = False, thp: bool = False, version: str = "6.18",
         watermarks: tuple[int, int, int] = WATERMARKS, swappiness: int = 60, page_cluster: int = 3,
-        speeds: Speeds = Speeds(), guests: int = 12, device: DeviceTimes | None = None, zswap: Pool | None = None,
+        speeds: Speeds = SPEEDS, guests: int = 12, device: DeviceTimes | None = None, zswap: Pool | None = None,
         **ksm: Any,
     ) -> None:  # fmt: skip
         squeeze = Squeeze(

@@ -177,7 +177,9 @@ class Pressure(NamedTuple):
     channel: Int64  # (channels,) host time (ns) at which a channel of the device is free
     back: Int64  # (writes, 2) ring of writes under way: when done (ns), and frames that are then free
     queue: Int32  # (entries,) ring of what zswap has, the oldest first: page + 1, or -(swap entry + 1)
-    load: Float64  # (guests,) share of time for which a guest runs on a processor when it does not wait, 0 once it ended
+    load: (
+        Float64  # (guests,) share of time for which a guest runs on a processor when it does not wait, 0 once it ended
+    )
     until: Int64  # (guests,) host time (ns) until which a guest waits for memory
 
 
