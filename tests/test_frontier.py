@@ -203,6 +203,9 @@ def test_the_crossover_in_words_and_in_a_picture() -> None:
         "With 8GiB of host memory, huge slows guests least; below 7GiB, when guests are promised 1.71 times as much, "
         "small does. Slowdown with 6GiB: huge killed guests and small 2.5 %."
     )
+    assert crossover.conclusion(ways(huge=[0, 1, inf], small=[2, 2, inf]), 12 * GIB).startswith(
+        "With 8GiB of host memory, huge slows guests least, and nothing beats it down to 7GiB. "
+    )
     legend = ax.get_legend()
     assert legend
     assert [text.get_text() for text in (*ax.texts, *legend.get_texts())] == ["7GiB", "huge", "small", "guests killed"]

@@ -101,6 +101,7 @@ def conclusion(points: pd.DataFrame, promised: int) -> str:
         f"{reign.way} does"
         for reign in others
     )
+    said += "" if others else f", and nothing beats it down to {about_bytes(first.least)}"
     scarce = points["memory"].min()
     ends = [f"{row['way']} {row['fault'] or amount(max(row['slowdown'], 0.0), '%')}"
             for _, row in points[points["memory"] == scarce].iterrows()]  # fmt: skip

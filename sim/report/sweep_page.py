@@ -54,8 +54,9 @@ def rows(swept: Swept) -> Sequence[Sequence[str]]:
         ]
     ]
     points = frontier.judge(swept.table, swept.scenario.points)
-    chosen = frontier.choice(points)
-    best = set(frontier.front(points).index)
+    # Over host memories, which are bought and not set, there is no frontier.
+    fit = points.iloc[:0] if crossover.memory_axis(swept.table, swept.axes) else points
+    chosen, best = frontier.choice(fit), set(frontier.front(fit).index)
     for number, row in points.iterrows():
         figures = [amount(None if pd.isna(row[name]) else row[name], _UNITS[name]) for name in _SHOWN]
         remark = row["error"] or row["fault"] or ("best for its CPU" if number in best else "")
