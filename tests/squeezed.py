@@ -119,7 +119,7 @@ class Squeezed:
 
     def _add(self, pages: int, limit: int | None, level: float, about: Mapping[str, Any]) -> int:
         guest, self.count = self.count, self.count + 1
-        limits = {"memory_limit": size(limit)} if limit else {}
+        limits = {"memory_limit": size(min(limit, pages))} if limit else {}
         vm = Vm.model_validate({"name": "vm", "memory": size(pages), **limits, **about})
         self.scanner.add(
             guest, pages, vm=vm, key=(guest + 1) << 40, now=self.now, level=level, node=0, thp=self.thp

@@ -312,17 +312,15 @@ def test_a_huge_page_leaves_as_a_whole_if_swap_has_room_and_is_split_if_not():
 
 def test_ksm_pages_come_back_as_pages_of_their_own_and_only_the_first_is_read():
     host = Squeezed(**NEVER_SHORT, page_cluster=0, pages_to_scan=100_000)
-    number = host.start([5] * 40, READ, mergeable=True, limit=1000)
+    number = host.start([5] * 40, READ, mergeable=True)
     host.run(1)
     host.pass_time(200 * MILLISECOND)
     host.run(0)
     assert host.counts["mem_shared_bytes"] == 4096
-    host.scanner.m.guest[number, memory.CHARGE_LIMIT] = 60
+    host.scanner.m.guest[number, memory.CHARGE_LIMIT] = 2
     while not host.swapped(number):
-        host.start([9] * 100, limit=40)
-        host.scanner.m.guest[number, memory.CHARGE_LIMIT] = 2
-        host.pass_time(MILLISECOND)
         host.write(number, 0, [7, 8, 9])
+        host.pass_time(MILLISECOND)
     host.scanner.m.guest[number, memory.CHARGE_LIMIT] = 0
     host.pass_time(5 * SECOND)
 
