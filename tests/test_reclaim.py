@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from one_host import equal, guest, part, run, size
+from one_host import equal, guest, part, run, scenario, size
 from squeezed import FRESH, LOOP, READ, WRITTEN, Speeds, Squeezed, on_lists
 from two_lists import TwoLists
 
@@ -12,7 +12,9 @@ from sim.memory import pages as memory
 from sim.memory.pages import BLOCK, NEVER
 from sim.reclaim.swap import DeviceTimes
 from sim.reclaim.zswap import Pool
+from sim.run import run as simulate
 from sim.sharing.room import OutOfFrames
+from sim.sizing import _faults
 from sim.units import MILLISECOND, SECOND
 
 NO_TIME = DeviceTimes(0, 0, 0, 1, 0, 0)
@@ -467,3 +469,16 @@ def test_the_guest_that_finds_no_frame_is_named():
         host.scanner.fill(number, np.full(100, 9, np.int32), 0)
 
     assert starved.value.guest == number
+
+
+@pytest.mark.parametrize(("limit", "swap"), [(None, "nvme"), (None, "zram"), (2000, "ssd")])
+def test_it_is_known_before_a_run_about_how_often_guests_will_wait_for_pages(limit, swap):
+    busy = part("all", 3000, reads={"rate": "2/s"})
+    limits = {"memory_limit": size(limit)} if limit else {}
+    about = {"memory": "20MiB", "watermarks": {"min_free_kbytes": 64}, "swap": {"device": swap, "size": "1GiB"}}
+    planned = scenario(guest("vm", busy, pages=3000, count=2, **limits), duration="10s", **about)
+    [(host, name)] = planned.host_names()
+
+    foreseen = _faults(host, planned.assignments()[name], planned.duration)
+
+    assert 0.5 < foreseen / simulate(planned).samples["pgmajfault"].iloc[-1] < 2
