@@ -140,6 +140,7 @@ class Host(Sharing, _Hardware):
                 self.zswap.check(self.swap)
             except At as fault:
                 faults.append(At("zswap", fault.message, fault.remedy))
+        faults += self._watermark_faults()
         if self.ksmtuned and self.mom:
             faults.append(At("mom", "ksmtuned and mom would fight over the same knobs", "keep one of them"))
         if faults:
@@ -147,6 +148,14 @@ class Host(Sharing, _Hardware):
         # The only moment at which a frozen block may still change: the kernel's own defaults are part of it.
         self.__dict__[name] = settings.completed(kernel(self.kernel))
         return self
+
+    def _watermark_faults(self) -> Iterator[At]:
+        """Watermarks that leave the guests nothing, where anything is ever reclaimed for them."""
+        highest = self.watermarks.pages(self.memory)[2] * PAGE_BYTES
+        left = self.memory - (self.hugetlbfs.bytes if self.hugetlbfs else 0)
+        if (self.swap or self.watermarks.min_free_kbytes is not None) and 0 < left <= highest:
+            said = f"the highest watermark is {format_bytes(highest)}, and the host has {format_bytes(left)}"
+            yield At("watermarks.min_free_kbytes", said, "write less, or give the host more memory")
 
     def names(self) -> list[str]:
         """Names of the hosts of this kind."""

@@ -11,7 +11,7 @@ from sim.columns import PAGE_BYTES
 from sim.cost.translation import LOOK_EVERY
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
-from sim.memory.image import Captured, captured_shape, pages_of
+from sim.memory.image import Captured, Reads, Writes, captured_shape, pages_of
 from sim.scenario import Scenario
 from sim.units import MIB, SECOND, about_bytes, about_duration
 
@@ -30,6 +30,14 @@ _PICK_S: Final = 5e-7
 _CHANGING_VISIT_S: Final = 2.7e-8
 _BURST_WRITE_S: Final = 1.1e-7
 _LOOK_S: Final = 2e-8
+# 4 to 16 us on a busy machine: the longer a guest waits, the more often what it will do is put off.
+_FAULT_S: Final = 8e-6
+
+_LISTED_BYTES: Final = 14
+"""Of a page on a list (`Memory.lru`, `seen`, `packed`)."""
+_SWAPPED_BYTES: Final = 100
+"""Of a swapped page: its next read and write in the list of what is due, while that is copied into a longer one."""
+_COMPRESSED_TO: Final = 1 / 3
 
 _KSMD_VISIT_NS: Final = 1000
 _SKIPPED_AFTER: Final = 4
@@ -74,6 +82,8 @@ class _Load:
     visits: float
     scans: float
     cpu_seconds: float
+    list_bytes: float = 0.0
+    """What its lists take where memory can be reclaimed."""
 
 
 def estimate(scenario: Scenario) -> Estimate:
@@ -87,6 +97,7 @@ def estimate(scenario: Scenario) -> Estimate:
     guests = sum(map(len, assignments.values()))
     samples = (scenario.duration // scenario.sample_every + 1) * len(loads)
     peak = max(load.peak for load in loads)
+    lists = max(load.list_bytes for load in loads)
     rows = samples + sum(load.scans for load in loads)
     images = sum(3 * snapshots * pages * 4 for snapshots, pages in
                  (captured_shape(image.path) for image in scenario.captured()))  # fmt: skip
@@ -96,7 +107,7 @@ def estimate(scenario: Scenario) -> Estimate:
         pages=sum(load.pages for load in loads),
         peak_pages=peak,
         visits=sum(load.visits for load in loads),
-        memory_bytes=round(_BASE_BYTES + peak * _PAGE_BYTES + rows * _ROW_BYTES + images),
+        memory_bytes=round(_BASE_BYTES + peak * _PAGE_BYTES + lists + rows * _ROW_BYTES + images),
         cpu_seconds=_START_S + guests * _GUEST_S + samples * _SAMPLE_S + sum(load.cpu_seconds for load in loads),
         samples=samples,
     )
@@ -124,7 +135,56 @@ def _load(host: Host, guests: Sequence[Assignment], duration: int) -> _Load:
     changing = sum(_changing_pages(each.vm) for each in guests)
     cpu = pages * _PAGE_S + looks * _LOOK_S + writes * _BURST_WRITE_S + batches * _BATCH_S
     cpu += scans * (_SCAN_S + pages * _CALM_VISIT_S + changing * _CHANGING_VISIT_S)
-    return _Load(_peak_pages(guests, duration), pages, visits, scans, cpu)
+    cpu += _faults(host, guests, duration) * _FAULT_S
+    peak = _peak_pages(guests, duration)
+    lists = peak * _LISTED_BYTES + _pages_out(host, guests, duration) * _SWAPPED_BYTES if host.swap else 0.0
+    return _Load(peak, pages, visits, scans, cpu, lists)
+
+
+def _pages_out(host: Host, guests: Sequence[Assignment], duration: int) -> float:
+    """Pages that do not fit the host, or the limits of the guests: those must wait in swap."""
+    if host.swap is None:
+        return 0.0
+    over = float(max(_peak_pages(guests, duration) - host.memory // PAGE_BYTES, 0))
+    if host.swap.device == "zram":
+        over /= 1 - _COMPRESSED_TO
+    limits = (each.vm.pages - each.vm.memory_limit // PAGE_BYTES for each in guests if each.vm.memory_limit)
+    return min(max(over, sum(limits)), host.swap.size // PAGE_BYTES)
+
+
+def _faults(host: Host, guests: Sequence[Assignment], duration: int) -> float:
+    """Times that a guest finds a page in swap, if all pages are used alike; who waits for pages asks for fewer."""
+    out = _pages_out(host, guests, duration)
+    if host.swap is None or not out:
+        return 0.0
+    share = min(out / _peak_pages(guests, duration), 1.0)
+    times = host.swap.device_times(host.price_set)
+    wait = (times.read_ns + times.cpu_in_ns + times.cpu_out_ns) / SECOND
+    faults = 0.0
+    for each in guests:
+        asked = _accesses(each.vm) * share
+        faults += asked / (1 + asked * wait / each.vm.vcpus) * (each.stop - each.start) / SECOND
+    return faults
+
+
+def _accesses(vm: Vm) -> float:
+    """Random reads and writes of a guest per second."""
+    image = vm.content
+    if vm.fork_of:
+        return 0.0
+    if isinstance(image, Captured):
+        return _rate(image.reads, vm.pages)
+    sizes = [(part, pages_of(part.size, vm.pages)) for part in image.parts]
+    return sum(_rate(part.reads, pages) + _rate(part.writes, pages) for part, pages in sizes)
+
+
+def _rate(accesses: Reads | Writes | None, pages: int) -> float:
+    """Accesses per second to so many pages."""
+    total, start = 0.0, 0
+    for end, rate in accesses.pieces(pages) if accesses else ():
+        total += (end - start) * rate
+        start = end
+    return total
 
 
 def _peak_pages(guests: Sequence[Assignment], duration: int) -> int:

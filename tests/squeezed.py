@@ -14,7 +14,6 @@ from sim.memory import pages as memory
 from sim.memory.guest import Vm
 from sim.memory.huge import Daemon, Khugepaged
 from sim.memory.pages import BLOCK, NEVER, Float64
-from sim.reclaim import pressure
 from sim.reclaim.swap import DeviceTimes
 from sim.reclaim.zswap import Pool
 from sim.sharing.kernels import kernel
@@ -30,6 +29,8 @@ WATERMARKS = 4, 8, 12
 CONTENTS = 1 << 16
 POOL = 60
 """What random writes of class WRITTEN leave."""
+NAMED = 1000
+"""The first number that a content gets which one page alone held before a fork."""
 
 WRITTEN, FRESH, READ, LOOP = range(1, 5)
 """Classes of accesses: writes of one content, writes of new ones and reads, reads, a loop of reads."""
@@ -53,7 +54,7 @@ class Speeds(NamedTuple):
         return table
 
 
-SPEEDS = Speeds()
+_SPEEDS = Speeds()
 
 
 class Squeezed:
@@ -62,12 +63,12 @@ class Squeezed:
     def __init__(
         self, *, frames: int, slots: int = 1 << 20, zram: bool = False, thp: bool = False, version: str = "6.18",
         watermarks: tuple[int, int, int] = WATERMARKS, swappiness: int = 60, page_cluster: int = 3,
-        speeds: Speeds = SPEEDS, guests: int = 12, device: DeviceTimes | None = None, zswap: Pool | None = None,
-        **ksm: Any,
+        speeds: Speeds = _SPEEDS, guests: int = 12, device: DeviceTimes | None = None, zswap: Pool | None = None,
+        look_ns: int = 100, **ksm: Any,
     ) -> None:  # fmt: skip
         squeeze = Squeeze(
             watermarks=watermarks, swappiness=swappiness, page_cluster=page_cluster, slots=slots,
-            device=device or (ZRAM if zram else DISK), look_ns=100, compresses=zram,
+            device=device or (ZRAM if zram else DISK), look_ns=look_ns, compresses=zram,
             zswap=(zswap, 5 * MICROSECOND, 9 * MICROSECOND) if zswap else None,
         )  # fmt: skip
         settings = Ksm.model_validate({"run": 0, "pages_to_scan": 200, **ksm}).completed(kernel(version))
@@ -82,10 +83,10 @@ class Squeezed:
         self.count = 0
         self.wrote: dict[int, list[int]] = {}
         """What each guest that runs wrote last to each page, 0 where it never wrote."""
-        self.kinds: dict[int, int] = {}
+        self.kinds: dict[int, list[int]] = {}
         self.killed: list[int] = []
         self.pressure = 0, 0
-        self._next_content = 1000
+        self._next_content = NAMED
         self.scanner.begin()
 
     @property
@@ -97,13 +98,14 @@ class Squeezed:
     # --- what happens ---------------------------------------------------------------------------------------------
 
     def start(
-        self, contents: Sequence[int], kind: int = 0, *, limit: int | None = None, mergeable: bool = False,
-        level: float = 1.0, **vm: Any,
+        self, contents: Sequence[int], kind: int | Sequence[int] = 0, *, limit: int | None = None,
+        mergeable: bool = False, level: float = 1.0, **vm: Any,
     ) -> int:  # fmt: skip
         """A guest starts and writes these contents. Returns its number."""
         guest = self._add(len(contents), limit, level, vm)
         m = self.scanner.m
-        accesses = np.full(len(contents), kind, np.uint16)
+        accesses = np.zeros(len(contents), np.uint16)
+        accesses[:] = kind
         self.scanner.set_accesses(guest, accesses)
         if len(m.packed):
             self.scanner.set_packed(guest, (np.arange(len(contents)) * 37 % 255 + 1).astype(m.packed.dtype))
@@ -111,13 +113,13 @@ class Squeezed:
         if mergeable:
             self.scanner.advise(guest, 0, len(contents), True, self.now)
         self.wrote[guest] = [0 if content == NEVER else content for content in contents]
-        self.kinds[guest] = kind
+        self.kinds[guest] = accesses.tolist()
         self._try(guest, lambda: self.scanner.fill(guest, np.array(contents, np.int32), self.now))
         return guest
 
     def _add(self, pages: int, limit: int | None, level: float, about: Mapping[str, Any]) -> int:
         guest, self.count = self.count, self.count + 1
-        limits = {"memory_limit": size(limit)} if limit else {}
+        limits = {"memory_limit": size(min(limit, pages))} if limit else {}
         vm = Vm.model_validate({"name": "vm", "memory": size(pages), **limits, **about})
         self.scanner.add(
             guest, pages, vm=vm, key=(guest + 1) << 40, now=self.now, level=level, node=0, thp=self.thp
@@ -149,7 +151,7 @@ class Squeezed:
         named = self.read(parent)
         for page, (before, after) in enumerate(zip(wrote, named, strict=True)):
             if before < 0:
-                assert after >= 1000 or after == before or self.kinds[parent] == WRITTEN
+                assert after >= NAMED or after == before or self.kinds[parent][page] == WRITTEN
                 wrote[page] = after
         self.wrote[child], self.kinds[child] = list(wrote), self.kinds[parent]
         return child
@@ -215,12 +217,9 @@ class Squeezed:
         """Nothing is lost, and everything that the host counts is as often there."""
         for guest, wrote in self.wrote.items():
             for page, (read, written) in enumerate(zip(self.read(guest), wrote, strict=True)):
-                left = self.kinds[guest]
-                assert (
-                    read == written
-                    or (left == WRITTEN and read == POOL)
-                    or (left == FRESH and (read < 0 or read >= 1000))
-                ), f"guest {guest} page {page}: reads {read}, wrote {written}"
+                kind = self.kinds[guest][page]
+                left = (kind == WRITTEN and read == POOL) or (kind == FRESH and (read < 0 or read >= NAMED))
+                assert read == written or left, f"guest {guest} page {page}: reads {read}, wrote {written}"
         recount(self.scanner, list(self.wrote))
         some, full = self.scanner.pressure(self.now)
         assert self.pressure[0] <= some <= self.now
@@ -360,6 +359,3 @@ def check_due(m: memory.Memory) -> None:
     reads = {code // 2 for code in codes if code & 1}
     assert writes == set(np.flatnonzero(m.place & memory.DUE).tolist())
     assert reads == set(np.flatnonzero(m.place & memory.DUE_READ).tolist())
-
-
-__all__ = ["DISK", "FRESH", "LOOP", "POOL", "READ", "WRITTEN", "ZRAM", "Speeds", "Squeezed", "pressure", "recount"]

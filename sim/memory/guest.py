@@ -182,6 +182,11 @@ class Vm(Block):
         if self.memory % PAGE_BYTES:
             pages = -(-self.memory // PAGE_BYTES)
             yield At("memory", "must be whole pages of 4KiB", f"write {format_bytes(pages * PAGE_BYTES)}")
+        if self.memory_limit is not None and self.memory_limit < PAGE_BYTES:
+            yield At("memory_limit", "must hold at least one page", 'write "4KiB" or more')
+        if self.memory_limit is not None and self.memory_limit > self.memory:
+            said = f"the guest has no more than {format_bytes(self.memory)}: it never comes to its limit"
+            yield At("memory_limit", said, "write less, or remove it")
         if self.image:
             try:
                 self.image.check_size(self.memory)
@@ -193,6 +198,8 @@ class Vm(Block):
         if self.stop is not None and self.stop <= last:
             late = "start" if last == self.start else f"the last of {self.count} guests starts"
             yield At("stop", f"must come after {late}", f"write more than {format_duration(last)}")
+        if self.huge_pages == "hugetlbfs" and self.memory_limit:
+            yield At("memory_limit", "pages of hugetlbfs do not count for it", "remove memory_limit or huge_pages")
         if self.huge_pages == "hugetlbfs" and self.madvise:
             yield At("madvise", "KSM takes no memory of hugetlbfs", "remove madvise or huge_pages")
         for i, burst in enumerate(self.bursts):

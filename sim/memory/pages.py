@@ -61,8 +61,8 @@ CONTENT, MAPS, KIND = range(3)
 FRAME_COLUMNS = 3
 FIRST, PAGES, KEY, SINCE, ACTIVE, COPIES, THP = range(7)
 CHARGED, CHARGE_LIMIT, OUT, AGE, STALLED, VCPUS, LAST_READ, WINDOW, HITS = range(7, 16)
-INACTIVE = 16
-GUEST_COLUMNS = 22
+INACTIVE, STAYS = 16, 22
+GUEST_COLUMNS = 23
 HEAD, TAIL, SIZE = range(3)
 """Columns of a list in `Memory.guest`: the inactive one from INACTIVE on, then the active one."""
 LIST_COLUMNS = 3
@@ -116,7 +116,7 @@ class Memory(NamedTuple):
     #               the present activity level lasts, ACTIVE activity time (ns) then, COPIES on write, THP 1 if its
     #               page faults ask for huge pages; CHARGED frames and CHARGE_LIMIT of its memory cgroup, OUT swapped
     #               pages, AGE evictions and activations so far, STALLED ns, VCPUS, LAST_READ page from swap, WINDOW and
-    #               HITS of readahead; the two lists
+    #               HITS of readahead; the two lists; STAYS 1 if its pages are never reclaimed
     level: Float64  # (guests,) activity time per host time
     rates: Float64  # (classes, ACCESS_COLUMNS) WRITES and READS per ns of activity time and page; PERIOD (ns of
     #                 activity time) of a loop that reads LOOP_PAGES pages from LOOP_FIRST of the guest, one after the
@@ -676,13 +676,18 @@ def unmap_to_swap(m: Memory, page: int, now: int) -> None:
     plan_write(m, page, now)
 
 
+@inlined
+def pool_growth(m: Memory, packed: int) -> int:
+    """Frames that one more compressed page of this size takes: none, or those of a zspage."""
+    kind = m.zspage[packed, 0]
+    return int(m.zspage[packed, ZSPAGE_PAGES] if m.zspage[kind, STORED] % m.zspage[packed, OBJECTS] == 0 else 0)
+
+
 @compiled
 def pool_add(m: Memory, packed: int) -> None:
     """Store one more compressed page of this size in memory."""
-    kind = m.zspage[packed, 0]
-    if m.zspage[kind, STORED] % m.zspage[packed, OBJECTS] == 0:
-        m.counts[POOL] += m.zspage[packed, ZSPAGE_PAGES]
-    m.zspage[kind, STORED] += 1
+    m.counts[POOL] += pool_growth(m, packed)
+    m.zspage[m.zspage[packed, 0], STORED] += 1
     m.counts[POOLED_PAGES] += 1
 
 

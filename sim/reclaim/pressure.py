@@ -81,6 +81,7 @@ from sim.memory.pages import (
     STALLED_NS,
     STAMP,
     STAMP_SHIFT,
+    STAYS,
     SWAP_ENTRY,
     SWAP_PS,
     SWAP_RA,
@@ -124,6 +125,7 @@ from sim.memory.pages import (
     next_in_loop,
     part_huge,
     pool_add,
+    pool_growth,
     pool_remove,
     put,
     set_bits,
@@ -177,9 +179,7 @@ class Pressure(NamedTuple):
     channel: Int64  # (channels,) host time (ns) at which a channel of the device is free
     back: Int64  # (writes, 2) ring of writes under way: when done (ns), and frames that are then free
     queue: Int32  # (entries,) ring of what zswap has, the oldest first: page + 1, or -(swap entry + 1)
-    load: (
-        Float64  # (guests,) share of time for which a guest runs on a processor when it does not wait, 0 once it ended
-    )
+    load: Float64  # (guests,) share of time for which a guest runs when it does not wait, 0 once it ended
     until: Int64  # (guests,) host time (ns) until which a guest waits for memory
 
 
@@ -264,7 +264,7 @@ def write_out(m: Memory, r: Pressure, page: int, now: int) -> bool:
         return True
     if r.n[POOL_MOST]:
         r.n[POOL_FULL] = is_full(m.counts[POOL], r.n[POOL_FULL] != 0, r.n[POOL_MOST], r.n[POOL_AGAIN])
-        if not r.n[POOL_FULL]:
+        if not r.n[POOL_FULL] and pool_growth(m, m.packed[page]) <= frames_free(m):
             m.counts[ZSWPOUT] += 1
             r.n[WAIT] += r.n[POOL_OUT_NS] - r.n[OUT_NS]
             pool_add(m, m.packed[page])
@@ -431,12 +431,19 @@ def evict_frame(m: Memory, r: Pressure, frame: int, now: int) -> None:
         queue_up(r, -(m.held[page] + 1) if m.place[page] & SHARED else page + 1)
 
 
+@inlined
+def fits_in_zram(m: Memory, r: Pressure, page: int) -> bool:
+    """Whether zram, if there is one, finds the memory for one more page: that page's own comes free only after it."""
+    return bool(not r.n[SYNCHRONOUS] or pool_growth(m, m.packed[page]) <= frames_free(m))
+
+
 @compiled
 def evict(m: Memory, r: Pressure, entry: int, now: int) -> bool:
     """Take an entry's frames from its guest, if swap and the arrays have room. Returns whether it did."""
     if entry < 0:
         maps = m.frame[-entry - 1, MAPS]
-        if maps > MOST_MAPPERS or slots_left(m) < 1 or not has_room(m, 2 * maps):
+        stays = maps > MOST_MAPPERS or slots_left(m) < 1 or not fits_in_zram(m, r, m.frame_lru[-entry - 1, RING] - 1)
+        if stays or not has_room(m, 2 * maps):
             return False
         r.n[WAIT] += r.n[OUT_NS] + (maps - 1) * r.n[LOOK_NS]
         evict_frame(m, r, -entry - 1, now)
@@ -445,14 +452,14 @@ def evict(m: Memory, r: Pressure, entry: int, now: int) -> bool:
     if m.block[page // BLOCK, HUGE]:
         if not has_room(m, 2 * BLOCK):
             return False
-        if slots_left(m) < BLOCK:
+        if slots_left(m) < BLOCK or (r.n[SYNCHRONOUS] and frames_free(m) < BLOCK):
             part_huge(m, page // BLOCK)
             m.counts[THP_SPLIT] += 1
             return False
         r.n[WAIT] += BLOCK * r.n[OUT_NS]
         evict_huge(m, r, page // BLOCK, now)
         return True
-    if (slots_left(m) < 1 and not m.place[page] & SLOT) or not has_room(m, 2):
+    if (slots_left(m) < 1 and not m.place[page] & SLOT) or not has_room(m, 2) or not fits_in_zram(m, r, page):
         return False
     r.n[WAIT] += r.n[OUT_NS]
     evict_page(m, r, page, now)
@@ -522,6 +529,8 @@ def shrink_guest(m: Memory, r: Pressure, guest: int, priority: int, wanted: int,
     Returns how many frames it lost.
     """
     stolen = 0
+    if m.guest[guest, STAYS]:
+        return 0
     inactive = min(m.guest[guest, INACTIVE + SIZE] >> priority, most)
     active = min(m.guest[guest, INACTIVE + LIST_COLUMNS + SIZE] >> priority, most) if inactive_is_low(m, guest) else 0
     while (inactive > 0 or active > 0) and stolen < wanted:
@@ -657,7 +666,7 @@ def run_kswapd(m: Memory, r: Pressure) -> None:
 
 @compiled
 def end_round(m: Memory, r: Pressure, now: int) -> None:
-    """kswapd has been through all guests: it looks harder the next time, or gives up."""
+    """kswapd has been through all guests: it looks harder then, and gives up if that is in vain too often."""
     n = r.n
     n[STOLEN] += n[ROUND_STOLEN]
     if n[ROUND_SCANNED] < n[W_HIGH] or n[ROUND_STOLEN] == 0:
@@ -666,7 +675,9 @@ def end_round(m: Memory, r: Pressure, now: int) -> None:
     n[GOES_ON] = now + 1
     if n[PRIORITY] < 1:
         n[FAILURES] = 0 if n[STOLEN] else n[FAILURES] + 1
-        n[AWAKE] = 0
+        n[AWAKE] = n[FAILURES] < TRIES
+        n[PRIORITY] = FIRST_PRIORITY
+        n[STOLEN] = 0
 
 
 # --- waiting ---------------------------------------------------------------------------------------------------------

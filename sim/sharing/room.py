@@ -226,6 +226,7 @@ class Room(ABC):
         m.guest[guest, memory.THP] = thp
         m.guest[guest, memory.CHARGE_LIMIT] = (vm.memory_limit or 0) // memory.PAGE_BYTES
         m.guest[guest, memory.VCPUS] = vm.vcpus
+        m.guest[guest, memory.STAYS] = vm.huge_pages == "hugetlbfs"
         self.r.load[guest] = vm.load
         m.level[guest] = level
         blocks = slice(first, first + blocks_of(pages))
