@@ -164,12 +164,13 @@ READ_NS, WRITE_NS, PAGE_NS, SYNCHRONOUS, PIPE, BACK_FIRST, BACK_COUNT = range(8,
 # and what it in all has done, and how often in vain, ...
 AWAKE, GOES_ON, PRIORITY, AT_GUEST, ROUND_SCANNED, ROUND_STOLEN, STOLEN, FAILURES = range(15, 23)
 # ... zswap: the largest pool and what it must come down to before it takes pages again (pages; 0: no zswap), whether it
-# refuses them now, CPU time (ns) of a page's way in and out, and the ring of what it has, ...
-POOL_MOST, POOL_AGAIN, POOL_FULL, POOL_IN_NS, POOL_OUT_NS, OLDEST, QUEUED = range(28, 35)
+# refuses them now, CPU time (ns) of a page's way in and out, and the ring of what it has; and the host time (ns) at
+# which the page that was given to the device last will be written, ...
+POOL_MOST, POOL_AGAIN, POOL_FULL, POOL_IN_NS, POOL_OUT_NS, OLDEST, QUEUED, WRITTEN = range(28, 36)
 # ... and the access under way: how long it waits, how much of that is pressure, who reclaims next; and the host time
 # (ns) up to which pressure is counted, and until which somebody is known to wait.
 WAIT, PRESSURE_NS, DIRECT_GUEST, COUNTED, SOME_UNTIL = range(23, 28)
-NUMBERS = 35
+NUMBERS = 36
 
 
 class Pressure(NamedTuple):
@@ -209,9 +210,13 @@ def end_writes(m: Memory, r: Pressure, now: int) -> None:
 
 @compiled
 def write_to_device(m: Memory, r: Pressure, now: int) -> None:
-    """Write a page to the swap device: its frame is free when that is done."""
+    """Write a page to the swap device: its frame is free when that is done.
+
+    Pages lie in swap in the order in which they leave, so one that comes while another is written goes with it.
+    """
     m.counts[PSWPOUT] += 1
-    done = submit(r, now, r.n[WRITE_NS])
+    done = submit(r, now, r.n[WRITE_NS] if r.n[WRITTEN] <= now else 0)
+    r.n[WRITTEN] = done
     m.counts[WRITEBACK] += 1
     last = (r.n[BACK_FIRST] + r.n[BACK_COUNT] - 1) % r.back.shape[0]
     if r.n[BACK_COUNT] == r.back.shape[0] or (r.n[BACK_COUNT] > 0 and r.back[last, 0] >= done):

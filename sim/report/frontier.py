@@ -155,7 +155,8 @@ def draw(points: pd.DataFrame, axes: Sequence[str], ax: Axes) -> Axes:
     )
     _name_points(points, axes, ax)
     handles = [*colours.handles("s", ""), *markers.handles("", "muted"), *_other_handles(drawn)]
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.03), frameon=False, fontsize=9)
+    labels = [fill(str(handle.get_label()), 26) for handle in handles]
+    ax.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.02, 1.03), frameon=False, fontsize=9)
     return ax
 
 
