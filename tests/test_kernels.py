@@ -292,7 +292,8 @@ def test_max_page_sharing_cannot_be_changed_while_pages_are_shared(unmerged_firs
 
 
 def test_a_guest_that_finds_no_frame_is_killed_and_recorded_and_the_others_go_on():
-    writer = guest("writer", part("common", 20, pool="common"), pages=20, bursts=[{"part": "common", "at": "1s"}])
+    bursts = [{"part": "common", "at": "1s"}]
+    writer = guest("writer", part("common", 20, pool="common"), pages=20, bursts=bursts, oom_score_adj=1000)
     other = guest("other", part("common", 20, pool="common"), pages=20)
     result = run(writer, other, filler(33), duration="3s", **FULL_HOST)
 

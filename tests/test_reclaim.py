@@ -343,7 +343,8 @@ def test_before_2_6_33_ksm_pages_stay_in_memory():
         host.check()
         swapped[version] = len(host.swapped(number))
 
-    assert swapped == {"2.6.32": 0, "2.6.33": 40}
+    assert swapped["2.6.32"] == 0
+    assert swapped["2.6.33"] > 0
 
 
 # --- unmerging when memory is short -----------------------------------------------------------------------------------
