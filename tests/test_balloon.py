@@ -225,7 +225,10 @@ def test_a_guest_reads_what_it_wrote_whatever_its_balloon_does() -> None:
     [
         ({"vms.0.balloon": {}}, "no host has rules that fill balloons"),
         ({"hosts.0.balloon": {}}, "no guest here has a balloon"),
-        ({"hosts.0.tps": {}, "hosts.0.ksm": None, "vms.0.free_page_reporting": True}, "ESX has balloons of its own"),
+        (
+            {"hosts.0.tps": {}, "hosts.0.ksm": None, "vms.0.free_page_reporting": True},
+            "ESX takes no reports of free pages",
+        ),
         ({"hosts.0.balloon": {"pressure_critical": "30%"}, "vms.0.balloon": {}}, "is above pressure_threshold"),
         ({"hosts.0.balloon": {}, "vms.0.balloon": {"min": "1GiB"}}, "leaves nothing for the balloon"),
         ({"vms.0.free_page_reporting": True, "vms.0.huge_pages": "hugetlbfs"}, "are not given back"),

@@ -131,7 +131,7 @@ def test_list_names_everything_that_a_scenario_can_name() -> None:
     def named(kind: str) -> list[str]:
         return [part["name"] for part in parts if part["kind"] == kind]
 
-    assert named("mechanism") == ["ksm"]
+    assert named("mechanism") == ["ksm", "tps"]
     assert named("tuner") == list(TUNERS)
     assert named("kernel") == list(KERNELS)
     assert named("metric") == [metric.name for metric in METRICS]

@@ -100,7 +100,7 @@ def test_a_write_that_finds_no_frame_changes_nothing():
 
 def store(m, pages, contents):
     """Let the guest write; return how many pages it could."""
-    return pressure.store_pages(m, no_pressure(len(m.guest)), 0, pages, contents, 0, 0)
+    return pressure.store_pages(m, no_pressure(len(m.guest)), 0, pages, contents, 0, True, 0)
 
 
 def test_metadata_takes_whole_frames_from_the_guests():

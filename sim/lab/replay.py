@@ -495,10 +495,9 @@ class _Tape(Scanner):
 
     def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
         """A guest writes."""
-        if len(self.lives[guest].keys):  # what fills it is not a write of its own
-            packed = self._packed.get(guest)
-            keys = self._keys(contents, None if packed is None else packed[pages])
-            self._noted_writes.append((now, guest, pages, keys))
+        packed = self._packed.get(guest)
+        keys = self._keys(contents, None if packed is None else packed[pages])
+        self._noted_writes.append((now, guest, pages, keys))
         super().write(guest, pages, contents, now)
 
     def advise(self, guest: int, first: int, pages: int, mergeable: bool, now: int) -> bool:

@@ -887,8 +887,10 @@ def store(m: Memory, r: Pressure, page: int, content: int, now: int) -> int:
 
 
 @compiled
-def store_pages(m: Memory, r: Pressure, first: int, pages: Int64, contents: Int32, done: int, now: int) -> int:
-    """Write contents to pages `first + pages` behind the first *done* of them, and let the guest wait for that.
+def store_pages(
+    m: Memory, r: Pressure, first: int, pages: Int64, contents: Int32, done: int, waits: bool, now: int
+) -> int:
+    """Write contents to pages `first + pages` behind the first *done* of them, and let the guest wait for that, or not.
 
     NEVER leaves a page alone. Returns how many are done: not all when no frame is left or arrays must grow.
     """
@@ -900,6 +902,8 @@ def store_pages(m: Memory, r: Pressure, first: int, pages: Int64, contents: Int3
         if content != NEVER and store(m, r, first + pages[done], content, now) != OK:
             break
         done += 1
+    if not waits:
+        r.n[WAIT] = r.n[PRESSURE_NS] = 0
     stall(m, r, guest, now)
     return done
 

@@ -249,19 +249,22 @@ class Room(ABC):
         return daemon.wake(self.m, now)
 
     def fill(self, guest: int, contents: Int32, now: int) -> None:
-        """Touch the guest's pages for the first time. Raises OutOfFrames."""
+        """Touch the guest's pages for the first time; it has them when it starts. Raises OutOfFrames."""
         if self.m.counts[memory.LRU]:
-            self.write(guest, np.arange(len(contents)), contents, now)
+            self._store(guest, np.arange(len(contents)), contents, False, now)
         elif memory.fill_pages(self.m, int(self.m.guest[guest, memory.FIRST]), contents) < len(contents):
             raise OutOfFrames(guest)
 
     def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
-        """Write contents to the guest's pages. Raises OutOfFrames."""
+        """Write contents to the guest's pages, for which it waits. Raises OutOfFrames."""
+        self._store(guest, pages, contents, True, now)
+
+    def _store(self, guest: int, pages: Int64, contents: Int32, waits: bool, now: int) -> None:
         first, done = int(self.m.guest[guest, memory.FIRST]), 0
         while done < len(pages):
             self._make_room()
             before = done
-            done = pressure.store_pages(self.m, self.r, first, pages, contents, done, now)
+            done = pressure.store_pages(self.m, self.r, first, pages, contents, done, waits, now)
             self._see_moves()
             if done == before:
                 raise OutOfFrames(guest)
