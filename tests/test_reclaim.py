@@ -220,13 +220,17 @@ def test_kswapd_wakes_below_the_low_watermark_and_sleeps_at_the_high_one():
     assert len(host.swapped(number)) + len(host.swapped(other)) == counts["pgsteal"]
 
 
-def test_below_the_lowest_watermark_a_guest_reclaims_itself_and_waits():
+def test_below_the_lowest_watermark_a_guest_reclaims_itself_and_waits_but_not_for_what_it_starts_with():
     host = Squeezed(frames=1000, watermarks=(50, 60, 70), slots=5000)
     number = host.start([9] * 1500)
 
     assert host.counts["allocstall"] > 0
     assert host.counts["reclaim_cpu_ns"] > 0
     assert free(host) >= 49
+    assert host.scanner.stalled(number) == 0
+
+    host.scanner.write(number, np.arange(1500), np.full(1500, 8, np.int32), SECOND)
+
     assert host.scanner.stalled(number) > 0
 
 

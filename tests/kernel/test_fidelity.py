@@ -27,7 +27,7 @@ _SLOW_WRITES = (
 )
 _DEAR_PAGES = "compression is priced by pieces of programs; guests' pages, which become smaller, take a fifth less time"
 DIFFERENT = dict.fromkeys(("ksm-file", "phases-file", "uniform-file", "zipf-file"), _SLOW_WRITES)
-DIFFERENT |= dict.fromkeys(("phases-zram", "zipf-zram"), _DEAR_PAGES)
+DIFFERENT |= dict.fromkeys(("phases-zram", "uniform-zram"), _DEAR_PAGES)
 """Cases under pressure in which the simulator is known to differ, and why."""
 
 Source = Callable[[str], Trial]
