@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from sim.report.frontier import why_not
+from sim.report.frontier import broken
 from sim.report.style import COLOURS
 from sim.report.words import amount, listed, short_names
 from sim.scenario import Scenario
@@ -57,7 +57,7 @@ def lines(table: pd.DataFrame, axes: Sequence[str], axis: str) -> pd.DataFrame:
              for _, row in table.iterrows()]  # fmt: skip
     found = pd.DataFrame({
         "way": named, "memory": [parse_bytes(text) for text in table[axis]], "slowdown": slowdown(table),
-        "fault": [why_not(row) for _, row in table.iterrows()],
+        "fault": [broken(row) for _, row in table.iterrows()],
     })  # fmt: skip
     return found.sort_values("memory", ascending=False, kind="stable")
 

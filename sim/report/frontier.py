@@ -41,14 +41,19 @@ def judge(table: pd.DataFrame, points: Sequence[Point[Scenario]]) -> pd.DataFram
     return table.assign(fault=faults, mark=[mark_of(point.scenario) for point in points])
 
 
-def why_not(row: Row) -> str:
-    """Why a point must not be chosen, or nothing."""
+def broken(row: Row) -> str:
+    """Why a point did not end with the guests it began with, or nothing."""
     if row["error"]:
         return "failed"
     if pd.isna(row[GAIN]) or pd.isna(row[COST]):
         return "no guest was left"
-    if row["oom_kills"]:
-        return "killed guests"
+    return "killed guests" if row["oom_kills"] else ""
+
+
+def why_not(row: Row) -> str:
+    """Why a point must not be chosen, or nothing."""
+    if fault := broken(row):
+        return fault
     return f"guests lost more than {MOST_LOST} % of their work" if 100 - row["progress_percent"] > MOST_LOST else ""
 
 
