@@ -28,6 +28,7 @@ from sim.reclaim.zswap import Zswap
 from sim.sharing import Sharing
 from sim.sharing.kernels import KERNELS, Kernel, kernel
 from sim.sharing.ksm import KsmChange
+from sim.sharing.mechanism import Mechanism
 from sim.sharing.tuners import Choice, Ksmtuned, Mom, Usage
 from sim.streams import generator, key
 from sim.units import MILLISECOND, SECOND, Block, Bytes, Name, format_bytes
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from sim.memory.pages import Int32, Int64, UInt16
     from sim.sharing.room import Room, Squeeze
+    from sim.sharing.source import AtSource
 
 Steps = Generator[Any, Any, None]
 Column = Sequence[str] | np.ndarray[Any, np.dtype[Any]]
@@ -112,15 +114,7 @@ class Host(Sharing, _Hardware):
 
     @model_validator(mode="after")
     def _consistent(self) -> Host:
-        name, settings = self.sharing
-        faults = [At(f"{name}.{fault.path}", fault.message, fault.remedy) for fault in
-                  settings.faults(kernel(self.kernel))]  # fmt: skip
-        if self.swap:
-            faults += [At(f"swap.{fault.path}", fault.message, fault.remedy) for fault in
-                       settings.swap_faults(self.swap)]  # fmt: skip
-        usual = {each: type(self).model_fields[each].default for each in settings.refused}
-        faults += [At(each, f"means nothing on a host with {name}", "remove it") for each, default in usual.items()
-                   if getattr(self, each) != default]  # fmt: skip
+        faults = [*self._sharing_faults()]
         if self.memory % PAGE_BYTES:
             pages = -(-self.memory // PAGE_BYTES)
             faults.append(At("memory", "must be whole pages of 4KiB", f"write {format_bytes(pages * PAGE_BYTES)}"))
@@ -146,8 +140,25 @@ class Host(Sharing, _Hardware):
         if faults:
             raise Several(*faults)
         # The only moment at which a frozen block may still change: the kernel's own defaults are part of it.
-        self.__dict__[name] = settings.completed(kernel(self.kernel))
+        for name, settings in self.mechanisms.items():
+            self.__dict__[name] = settings.completed(kernel(self.kernel))
         return self
+
+    def _sharing_faults(self) -> Iterator[At]:
+        """What is wrong with the mechanisms that share pages here."""
+        for name, settings in self.mechanisms.items():
+            for fault in settings.faults(kernel(self.kernel)):
+                yield At(f"{name}.{fault.path}", fault.message, fault.remedy)
+            for fault in settings.swap_faults(self.swap) if self.swap else ():
+                yield At(f"swap.{fault.path}", fault.message, fault.remedy)
+            yield from self._refused_faults(settings, f"with {name}")
+        if self.scanner not in self.mechanisms.values():
+            yield from self._refused_faults(self.scanner, "that scans nothing")
+
+    def _refused_faults(self, settings: Mechanism, host: str) -> Iterator[At]:
+        for name in settings.refused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                yield At(name, f"means nothing on a host {host}", "remove it")
 
     def _watermark_faults(self) -> Iterator[At]:
         """Watermarks that leave the guests nothing, where anything is ever reclaimed for them."""
@@ -236,8 +247,8 @@ class _Rows:
 
     logs: list[Int64] = field(default_factory=list)
     others: list[tuple[int, ...]] = field(default_factory=list)
-    """Rows, and for all of them: promised bytes, guests running, OOM kills, khugepaged's CPU time in ns, and the six
-    averages of pressure stall information in hundredths of a percent."""
+    """Rows, and for all of them: promised bytes, guests running, OOM kills, CPU times in ns of khugepaged and of
+    sharing at the source, and the six averages of pressure stall information in hundredths of a percent."""
 
     def add(self, log: Int64, *others: int) -> None:
         """Keep a copy of some rows."""
@@ -254,6 +265,8 @@ class Machine:
     ) -> None:  # fmt: skip
         """Times are in ns; *progress* is told the host time now and then; *make_scanner* may put in an observer."""
         import simpy
+
+        from sim.sharing.room import Site
 
         self.host = host
         self.name = name
@@ -277,6 +290,8 @@ class Machine:
         self.running = 0
         self.space = ContentSpace()
         self.captures = self._load_captures()
+        self.commons: dict[str, Int64] = {}
+        """Contents that several captures of a data set have."""
         self.layouts: dict[str, Mapping[str, PageNumbers]] = {}
         self.khugepaged = Daemon(host.thp.khugepaged)
         self.khugepaged_ns = 0
@@ -288,16 +303,17 @@ class Machine:
         self.classes = numbered(kinds)
         rates = self._access_table()
         contents = self._reserve_contents()
-        _, settings = host.sharing
-        behaviour = settings.behaviour()
+        behaviour = host.scanner.behaviour()
         make: Callable[..., Room] = make_scanner or behaviour
-        self.scanner = make(
-            settings, self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=self._most_pages(),
-            guests=len(self.guests), contents=contents, work_ps=self._work_prices(behaviour.WORK),
+        site = Site(
+            kernel=self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=self._most_pages(),
+            guests=len(self.guests), contents=contents, nodes=host.numa_nodes, rates=rates,
+            key=key(seed, "host", name), work_ps=self._work_prices(behaviour.WORK),
             split_ps=round(self.huge_prices.split.ns * 1000),
-            nodes=host.numa_nodes, cold_milli=round(self.prices.cold_caches.factor * 1000), rates=rates,
-            key=key(seed, "host", name), squeeze=self._squeeze(),
+            cold_milli=round(self.prices.cold_caches.factor * 1000), squeeze=self._squeeze(),
         )  # fmt: skip
+        self.scanner = make(host.scanner, site)
+        self.scanner.sources += [each.behaviour()(each, self.scanner, site) for each in host.sources.values()]
 
     def _node_of(self, each: Assignment, index: int) -> int:
         return (each.vm.numa_node if each.vm.numa_node is not None else index) % self.host.numa_nodes
@@ -398,9 +414,8 @@ class Machine:
 
     def _compressor(self) -> Algorithm | None:
         """How the host compresses pages that are swapped out, if it does."""
-        _, settings = self.host.sharing
-        if settings.compressor:
-            return settings.compressor
+        if self.host.scanner.compressor:
+            return self.host.scanner.compressor
         if self.host.zswap:
             return self.host.zswap.compressor
         return self.host.swap.compresses_with if self.host.swap else None
@@ -425,6 +440,9 @@ class Machine:
             env.process(self._collapse())
         if self._squeeze():
             env.process(self._average())
+        for source in self.scanner.sources:
+            if source.every:
+                env.process(self._act(source, source.every))
         if self.host.balloon:
             env.process(self._balloon(self.host.balloon))
         tuner = self.host.ksmtuned or self.host.mom
@@ -519,6 +537,10 @@ class Machine:
         )  # fmt: skip
         if self._has_thp(vm):
             self.khugepaged.register(guest.index)
+        if any(each.wants_files for each in self.host.mechanisms.values()):
+            self.scanner.files[guest.index] = self._files_of(vm)
+        for source in self.scanner.sources:
+            source.started(guest.index, vm)
         if parent is not None:
             guest.places, guest.expected_writes = parent.places, parent.expected_writes
             self.space.count = self.scanner.fork(parent.index, guest.index, self.space.count, now)
@@ -572,6 +594,30 @@ class Machine:
         guest.places = dict(places)
         return image.contents(vm.memory, guest.places, self.space), accesses
 
+    def _files_of(self, vm: Vm) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of the guest's pages hold what was read from files when it starts."""
+        files = np.zeros(vm.pages, np.bool_)
+        image = vm.content
+        if vm.fork_of:
+            return files
+        if isinstance(image, Captured):
+            first = self.captures[image.path].first
+            files[: len(first)] = self._of_files(image, first)
+        else:
+            for part in image.parts:
+                files[self._places_of(vm)[part.name]] = part.file
+        return files
+
+    def _of_files(self, image: Captured, captured: Int64) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which contents of a capture were read from files: those that another one of its data set has too."""
+        if image.data_set_name not in self.commons:
+            images = {each.vm.content.path for each in self.guests if isinstance(each.vm.content, Captured)
+                      and not each.vm.fork_of and each.vm.content.data_set_name == image.data_set_name}  # fmt: skip
+            found = [self.captures[path].contents() for path in sorted(images)]
+            contents, captures = np.unique(np.concatenate(found), return_counts=True)
+            self.commons[image.data_set_name] = contents[(captures > 1) & (contents > 0)]
+        return np.isin(captured, self.commons[image.data_set_name])
+
     def _free_of(self, guest: Guest) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which pages the guest has free when it starts."""
         image = guest.vm.content
@@ -608,6 +654,8 @@ class Machine:
             if not guest.running:
                 return
             contents = self._captured_contents(guest, image, captured, _FRESH)
+            if guest.index in self.scanner.files:
+                self.scanner.files[guest.index][pages] = self._of_files(image, captured)
             if image.diverge:
                 contents[self._diverging(guest, image)[pages]] = _FRESH
             if not self._write(guest, pages, contents):
@@ -819,6 +867,12 @@ class Machine:
         """Size of the pages of hugetlbfs that the guest has, if it has such."""
         return self.host.hugetlbfs.size if self.host.hugetlbfs and vm.huge_pages == "hugetlbfs" else None
 
+    def _act(self, source: AtSource, every: int) -> Steps:
+        """Let a source of shared pages do what it does every so often."""
+        while True:
+            yield self.env.timeout(every)
+            source.act(int(self.env.now))
+
     def _tune(self, tuner: Ksmtuned | Mom) -> Steps:
         daemon = tuner.start()
         while True:
@@ -846,7 +900,8 @@ class Machine:
 
     def _record(self, rows: _Rows, log: Int64) -> None:
         averages = (each for kind in self.psi for each in kind.hundredths())
-        rows.add(log, self.promised, self.running, self.oom_kills, self.khugepaged_ns, *averages)
+        source_ns = sum(source.cpu_ns for source in self.scanner.sources)
+        rows.add(log, self.promised, self.running, self.oom_kills, self.khugepaged_ns, source_ns, *averages)
 
     def _note(self, guest: Guest | None, kind: str, detail: str, now: int | None = None) -> None:
         time = (int(self.env.now) if now is None else now) / SECOND
@@ -856,7 +911,7 @@ class Machine:
     def _columns(self, rows: _Rows) -> dict[str, Column]:
         """Logged rows as the columns of the samples table."""
         log = np.concatenate(rows.logs) if rows.logs else np.zeros((0, self.scanner.ROW), np.int64)
-        others = np.array(rows.others or np.zeros((0, 11)), np.int64)
+        others = np.array(rows.others or np.zeros((0, 12)), np.int64)
         others = np.repeat(others[:, 1:], others[:, 0], axis=0)
         columns = self.scanner.columns(log)
         private, shared = columns["mem_private_bytes"], columns["mem_shared_bytes"]
@@ -875,9 +930,10 @@ class Machine:
             "mem_free_bytes": self.host.memory - used,
             "saved_bytes": resident - private - shared,
             "swap_total_bytes": np.full(len(log), swap),
-            **{name: others[:, 4 + index] / 100 for index, name in enumerate(_AVERAGES)},
+            **{name: others[:, 5 + index] / 100 for index, name in enumerate(_AVERAGES)},
             "oom_kills": others[:, 2],
             "khugepaged_cpu_ns": others[:, 3],
+            "source_cpu_ns": others[:, 4],
             "cores": np.full(len(log), self.host.cores),
             "cow_cpu_ns": columns.pop("cow_breaks") * cow_ps // 1000,
             **self.walks.columns(np.rint(columns["time_s"] * SECOND).astype(np.int64)),

@@ -121,7 +121,7 @@ def _load(host: Host, guests: Sequence[Assignment], duration: int) -> _Load:
     looks = sum(each.vm.pages * (each.stop - each.start) / LOOK_EVERY for each in guests if each.vm.load)
     ksm = host.ksm
     if ksm is None:
-        visits = host.sharing[1].visits([(each.vm.pages, each.stop - each.start) for each in guests])
+        visits = host.scanner.visits([(each.vm.pages, each.stop - each.start) for each in guests])
         cpu = pages * _PAGE_S + looks * _LOOK_S + writes * _BURST_WRITE_S + visits * _PICK_S
         return _Load(_peak_pages(guests, duration), pages, visits, 0.0, cpu)
     ticks = -(-ksm.sleep_millisecs * host.hz // 1000) + 1 if ksm.sleep_millisecs else 0

@@ -19,7 +19,7 @@ from sim.reclaim.zswap import Pool
 from sim.sharing.kernels import kernel
 from sim.sharing.ksm import Ksm
 from sim.sharing.ksm_pass import WORK
-from sim.sharing.room import OutOfFrames, Squeeze
+from sim.sharing.room import OutOfFrames, Site, Squeeze
 from sim.sharing.scanner import Scanner
 from sim.units import MICROSECOND, MILLISECOND, SECOND
 
@@ -73,9 +73,12 @@ class Squeezed:
         )  # fmt: skip
         settings = Ksm.model_validate({"run": 0, "pages_to_scan": 200, **ksm}).completed(kernel(version))
         self.scanner = Scanner(
-            settings, kernel(version), hz=250, frames=frames, pages=BLOCK, guests=guests, contents=CONTENTS, nodes=1,
-            work_ps=np.zeros(len(WORK), np.int64), split_ps=0, cold_milli=0, rates=speeds.rates(), key=7,
-            squeeze=squeeze,
+            settings,
+            Site(
+                kernel=kernel(version), hz=250, frames=frames, pages=BLOCK, guests=guests, contents=CONTENTS, nodes=1,
+                work_ps=np.zeros(len(WORK), np.int64), split_ps=0, cold_milli=0, rates=speeds.rates(), key=7,
+                squeeze=squeeze,
+            ),
         )  # fmt: skip
         self.daemon = Daemon(Khugepaged(pages_to_scan=BLOCK * 4, max_ptes_none=511))
         self.thp = thp

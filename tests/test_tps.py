@@ -21,15 +21,13 @@ from sim.scenario import load, parse
 from sim.sharing import tps_pass as tps
 from sim.sharing.esx import Esx, shared_out
 from sim.sharing.kernels import V6_18
+from sim.sharing.room import Site
 from sim.sharing.tps import VERSIONS, Tps
 from sim.units import GIB, MIB, SECOND
 
 PUBLISHED = Path(__file__).parents[1] / "scenarios" / "published"
 SCENARIOS = PUBLISHED.parent
 PAGE = memory.PAGE_BYTES
-
-UNUSED = {"hz": 250, "split_ps": 0, "cold_milli": 0, "contents": 1 << 20}
-"""What every mechanism is told and ESX has no use for."""
 
 
 def published(name: str, *overrides: str) -> Result:
@@ -246,8 +244,12 @@ def test_min_free_of_a_small_host_is_a_share_of_each_part():
 def esx(host: int, **changed: Any) -> Esx:
     """An idle host with ESX and *host* bytes of memory."""
     return Esx(
-        complete(**changed), V6_18, frames=host // PAGE, pages=4096, guests=4, nodes=1,
-        work_ps=np.full(len(tps.WORK), 1000), rates=np.array([[0.0] * 7, [1e-9, 1e-9, 0, 0, 0, 0, 0]]), key=7, **UNUSED,
+        complete(**changed),
+        Site(
+            kernel=V6_18, frames=host // PAGE, pages=4096, guests=4, nodes=1, work_ps=np.full(len(tps.WORK), 1000),
+            rates=np.array([[0.0] * 7, [1e-9, 1e-9, 0, 0, 0, 0, 0]]), key=7, hz=250, split_ps=0, cold_milli=0,
+            contents=1 << 20,
+        ),
     )  # fmt: skip
 
 
@@ -727,7 +729,7 @@ def refusal(host: dict[str, Any], **vm: Any) -> str:
 
 
 def test_a_host_has_one_way_to_share_pages():
-    assert "hosts.0.tps: a host shares pages by ksm or by tps" in refusal({"ksm": {}, "tps": {}})
+    assert "hosts.0.tps: a host looks for equal pages by ksm or by tps" in refusal({"ksm": {}, "tps": {}})
 
 
 @pytest.mark.parametrize("setting", [{"thp": {"enabled": "always"}}, {"kernel": "5.10"}, {"ksmtuned": {}}])

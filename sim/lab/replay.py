@@ -200,7 +200,9 @@ def _check(scenario: Scenario) -> None:
             f"otherwise; set hosts.0.kernel={release}"
         )
     if host.ksm is None:
-        raise UserError(f"{scenario.name}: the lab replays KSM; remove hosts.0.{host.sharing[0]}")
+        raise UserError(f"{scenario.name}: the lab replays KSM; give hosts.0 ksm: {{}} and no other way to share")
+    for name in host.sources:
+        raise UserError(f"{scenario.name}: the lab replays KSM alone; remove hosts.0.{name}")
     for i, vm in enumerate(scenario.vms):
         for name in ("balloon", "free_page_reporting"):
             if getattr(vm, name):

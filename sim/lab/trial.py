@@ -7,7 +7,7 @@ where its ksmd is slower or faster than the price set says, the simulator is run
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -31,10 +31,11 @@ from sim.lab.compare import (
 from sim.lab.pressure import PressureTrial
 from sim.lab.record import Disturbance, Rate, Workload, Write, moments_ns
 from sim.lab.replay import first_host, replay, workload
-from sim.memory.pages import Int64
 from sim.run import Progress
 from sim.scenario import Scenario
+from sim.sharing.ksm import Ksm
 from sim.sharing.ksm_pass import BATCH_VISITS, PAGES_SCANNED, PHASE, WORKING
+from sim.sharing.room import Site
 from sim.sharing.scanner import Scanner
 from sim.streams import key as stream_key
 from sim.units import SECOND
@@ -185,9 +186,9 @@ def _varied(draw: int, factor: float) -> type[Scanner]:
     class Varied(Scanner):
         """A scanner with other random numbers and other prices."""
 
-        def __init__(self, *arguments: Any, work_ps: Int64, key: int, **named: Any) -> None:
-            prices = np.rint(work_ps * factor).astype(np.int64)
-            super().__init__(*arguments, work_ps=prices, key=_redrawn(key, draw), **named)
+        def __init__(self, settings: Ksm, site: Site) -> None:
+            prices = np.rint(site.work_ps * factor).astype(np.int64)
+            super().__init__(settings, replace(site, work_ps=prices, key=_redrawn(site.key, draw)))
 
         def add(self, guest: int, pages: int, *, key: int, **named: Any) -> None:
             """A guest starts."""

@@ -218,6 +218,8 @@ class Part(Block):
     """Memory the guest has not touched: no frame, not seen by KSM."""
     free: bool = False
     """Memory the guest has used and freed: its contents stay until a balloon or a report of free pages takes them."""
+    file: bool = False
+    """Memory that the guest's kernel read from files on its disk; a pool of such memory is files of a common image."""
     run: Bytes = 0
     """Length of the pieces in which the part lies about in the guest's memory; 0 keeps it in one piece."""
     writes: Writes | None = None
@@ -238,6 +240,8 @@ class Part(Block):
                 raise At(kind, f"random {kind} need pages that were touched", "use a burst to touch memory later")
             if self.free and getattr(self, kind):
                 raise At(kind, f"nobody {kind} free pages", "use a burst to bring them into use")
+        if self.file and (self.zero or self.untouched):
+            raise At("file", "what was read from a file is neither empty nor untouched", "remove it")
         if self.free and self.untouched:
             raise At("free", "what was never touched is free by itself", "remove it")
         if self.reads and self.reads.order == "loop" and self.run:
@@ -488,6 +492,10 @@ class Capture:
     """(pages,) or none: sizes in the first snapshot under LZ4; 0 for a page of zeros or one that was not there."""
     free: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     """(pages,) whether the guest's kernel had the page free at the end, or the page was never there."""
+
+    def contents(self) -> npt.NDArray[np.int64]:
+        """Every content that it ever has, once."""
+        return np.unique(np.concatenate([self.first, *(contents for _, _, contents in self.changes)]))
 
 
 @lru_cache(maxsize=64)

@@ -642,6 +642,16 @@ def look(m: Memory, block: int, now: int) -> bool:
     return found
 
 
+@inlined
+def content_now(m: Memory, page: int, now: int) -> int:
+    """The page's content now, its random writes done; what is unique and only ever made unique is left as it is."""
+    kind = m.accesses[page]
+    changes = m.rates[kind, WRITES] != 0.0 and not m.place[page] & (SHARED | ZERO)
+    if changes and (m.held[page] >= 0 or m.rates[kind, SPAN] != 0):
+        look(m, page // BLOCK, now)
+    return content_of(m, page)
+
+
 # --- swap ------------------------------------------------------------------------------------------------------------
 
 
@@ -1051,6 +1061,18 @@ def change_activity(m: Memory, guest: int, now: int, level: float) -> None:
         if m.block[m.due[i, PAGE] // 2 // BLOCK, GUEST] == guest:
             m.due[i, TIME] = host_time(m, guest, m.due[i, ACTIVE_TIME])
     _sift_all(m)
+
+
+@compiled
+def name_contents(m: Memory, first: int, pages: int, content: int) -> int:
+    """Number contents that one page alone held from *content* on. Returns the next unused number."""
+    for page in range(first, first + pages):
+        own = not m.place[page] & (SHARED | ZERO) and m.place[page] & (PRESENT | SWAPPED)
+        if own and m.held[page] < 0:
+            m.held[page] = content
+            content += 1
+            m.block[page // BLOCK, DIRTY] = 1
+    return content
 
 
 @compiled

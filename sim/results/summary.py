@@ -71,11 +71,11 @@ def _cpu(samples: pd.DataFrame) -> Summary:
     capacity = 1e9 * float((last["cores"] * last["time_s"]).sum())
     if not capacity:
         return {}
-    parts = ("ksmd", "scan", "merge", "cow", "tlb", "kswapd", "reclaim", "swap")
+    parts = ("ksmd", "source", "scan", "merge", "cow", "tlb", "kswapd", "reclaim", "swap")
     share = {part: 100.0 * float(last[f"{part}_cpu_ns"].sum(skipna=False)) / capacity for part in parts}
     swapping = share["kswapd"] + share["reclaim"] + share["swap"]
     return {
-        "cpu_overhead_percent": share["ksmd"] + share["cow"] + share["tlb"] + swapping,
+        "cpu_overhead_percent": share["ksmd"] + share["source"] + share["cow"] + share["tlb"] + swapping,
         "cpu_scan_percent": share["scan"],
         "cpu_merge_percent": share["merge"],
         "cpu_swap_percent": swapping,

@@ -123,8 +123,8 @@ class Scenario(Block):
             if vm.huge_pages == "hugetlbfs":
                 yield from (_below(f"vms.{i}", fault) for fault in self._pool_faults(vm))
             for host in self._hosts_of(vm):
-                _, settings = host.sharing
-                yield from (_below(f"vms.{i}", fault) for fault in settings.guest_faults(vm))
+                for settings in host.mechanisms.values():
+                    yield from (_below(f"vms.{i}", fault) for fault in settings.guest_faults(vm))
             if vm.balloon and not any(host.balloon for host in self._hosts_of(vm)):
                 yield At(f"vms.{i}.balloon", "no host has rules that fill balloons", "give the host balloon: {}")
         for i, host in enumerate(self.hosts):

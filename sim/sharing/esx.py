@@ -10,6 +10,7 @@ the state high where the scan meets them. Large pages that were broken stay so: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import numpy as np
@@ -20,8 +21,7 @@ from sim.memory.guest import Vm
 from sim.memory.pages import BLOCK, PAGE_BYTES, Float64, Int32, Int64, UInt8, UInt16
 from sim.reclaim import pressure
 from sim.sharing import tps_pass as tps
-from sim.sharing.kernels import Kernel
-from sim.sharing.room import OutOfFrames, Room, Squeeze, longer, memory_columns
+from sim.sharing.room import OutOfFrames, Room, Site, longer, memory_columns
 from sim.sharing.tps import STATES, Rung, Tps
 from sim.units import MIB, SECOND, about_bytes
 
@@ -55,21 +55,18 @@ class Esx(Room):
     WORK = tps.WORK
     ROW = _CPU + 2
 
-    def __init__(
-        self, settings: Tps, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int,
-        nodes: int, work_ps: Int64, split_ps: int, cold_milli: int, rates: Float64, key: int,
-        squeeze: Squeeze | None = None,
-    ) -> None:  # fmt: skip
-        """*settings* are complete for their version; of *squeeze* only the device counts, the rest is Linux' own."""
-        super().__init__(frames=frames, pages=pages, guests=guests, rates=rates, squeeze=None)
+    def __init__(self, settings: Tps, site: Site) -> None:
+        """*settings* are complete for their version; of the squeeze only the device counts, the rest is Linux' own."""
+        super().__init__(settings, replace(site, squeeze=None))
+        squeeze = site.squeeze
         if squeeze and squeeze.device:
             self.r = self.r._replace(channel=np.zeros(squeeze.device.channels, np.int64))
             self.r.n[pressure.READ_NS] = squeeze.device.read_ns
             self.r.n[pressure.PAGE_NS] = squeeze.device.ns_per_page
             self.r.n[pressure.IN_NS] = squeeze.device.cpu_in_ns
         self._settings = settings
-        self._nodes = nodes
-        self._work_ps = work_ps
+        self._nodes = site.nodes
+        self._work_ps = site.work_ps
         room = len(self.m.place)
         self.t = tps.Tps(
             out=np.zeros(room, np.uint8),
@@ -77,12 +74,12 @@ class Esx(Room):
             hint=np.zeros(room, np.int32),
             bucket=np.zeros(_ENTRIES, np.int32),
             entry=np.zeros((_ENTRIES, tps.ENTRY_COLUMNS), np.int64),
-            guest=np.zeros((guests, tps.GUEST_COLUMNS), np.int64),
+            guest=np.zeros((site.guests, tps.GUEST_COLUMNS), np.int64),
             n=np.zeros(tps.NUMBERS, np.int64),
         )
-        self.t.n[tps.KEY] = np.uint64(key).astype(np.int64)
+        self.t.n[tps.KEY] = np.uint64(site.key).astype(np.int64)
         self.t.n[tps.MOST_SWAPPED] = squeeze.slots if squeeze else memory.END_OF_TIME
-        thresholds, goal = settings.thresholds(frames * PAGE_BYTES)
+        thresholds, goal = settings.thresholds(site.frames * PAGE_BYTES)
         self._thresholds = [each // PAGE_BYTES for each in thresholds]
         self._goal = goal // PAGE_BYTES
         self.t.n[tps.FLOOR] = self._thresholds[-1]
@@ -95,9 +92,6 @@ class Esx(Room):
         self._called: dict[int, int] = {}
 
     # --- guests ---------------------------------------------------------------------------------------------------
-
-    def begin(self) -> None:
-        """The run begins: with no guest there is nothing to do yet."""
 
     def add(
         self, guest: int, pages: int, *, vm: Vm, key: int, now: int, level: float, node: int, thp: bool
@@ -139,14 +133,6 @@ class Esx(Room):
         plenty = self._rung is None
         for guest, vm in self._vms.items():
             self.m.guest[guest, memory.THP] = vm.large and plenty and not self.t.guest[guest, _OUT].any()
-
-    def advise(self, guest: int, first: int, pages: int, mergeable: bool, now: int) -> bool:
-        """Say whether the guest's pages may be shared (sched.mem.pshare.enable)."""
-        start = int(self.m.guest[guest, memory.FIRST]) + first
-        place = self.m.place[start : start + pages]
-        place &= np.uint8(~memory.MERGEABLE & 0xFF)
-        place |= np.uint8(memory.MERGEABLE * mergeable)
-        return True
 
     def set_accesses(self, guest: int, accesses: UInt16) -> None:
         """See `Room`; the guest's kernel knows which pages it misses least."""

@@ -6,13 +6,13 @@ Source: Linux Documentation/admin-guide/mm/ksm.rst for names and defaults; `ksm_
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from sim.errors import At
 from sim.sharing.kernels import Kernel
-from sim.sharing.mechanism import Mechanism
+from sim.sharing.mechanism import Scans
 from sim.units import DAY, Block, Duration, Switch, not_boolean
 
 if TYPE_CHECKING:
@@ -49,8 +49,10 @@ class KsmChange(Block):
                 yield name, value
 
 
-class Ksm(Mechanism):
+class Ksm(Scans):
     """Kernel Samepage Merging."""
+
+    refused: ClassVar[tuple[str, ...]] = ()
 
     run: Switch = 1
     """Whether ksmd runs from the start."""

@@ -1462,20 +1462,6 @@ def advise_mergeable(m: Memory, k: Ksm, guest: int, first: int, pages: int, merg
 
 
 @compiled
-def name_contents(m: Memory, k: Ksm, first: int, pages: int, content: int) -> int:
-    """Before a fork: number contents that one page alone held from *content* on. Returns the next unused number."""
-    for page in range(first, first + pages):
-        own = not m.place[page] & (SHARED | ZERO) and m.place[page] & (PRESENT | SWAPPED)
-        if own and m.held[page] < 0:
-            if k.old[page] == m.held[page]:
-                k.old[page] = content
-            m.held[page] = content
-            content += 1
-            m.block[page // BLOCK, DIRTY] = 1
-    return content
-
-
-@compiled
 def items_of(m: Memory, k: Ksm, guest: int) -> tuple[int, int, int]:
     """Items of a guest: all, those attached to a stable node, and its KSM zero pages (/proc/PID/ksm_stat)."""
     items, merging, zero = 0, 0, 0

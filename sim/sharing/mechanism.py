@@ -1,4 +1,8 @@
-"""What a host asks of the settings of a mechanism that shares pages; `room.py` has what it asks of the behaviour."""
+"""What a host asks of the settings of whatever shares pages.
+
+A host has at most one `Scanner`, which looks for equal pages (`room.py` has what is asked of its behaviour), and any
+number of `Source`s, which share pages where they come from (`source.py`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from sim.reclaim.compression import Algorithm
     from sim.reclaim.swap import Swap
     from sim.sharing.room import Room
+    from sim.sharing.source import AtSource
 
 
 class Mechanism(Block):
@@ -21,15 +26,8 @@ class Mechanism(Block):
 
     refused: ClassVar[tuple[str, ...]] = ()
     """Settings of a host that mean nothing beside this mechanism."""
-
-    @property
-    def compressor(self) -> Algorithm | None:
-        """How the sizes of compressed pages are told, if it keeps compressed pages of its own."""
-        return None
-
-    def behaviour(self) -> type[Room]:
-        """The class that does it; imported when a run begins, for it brings the compiler."""
-        raise NotImplementedError
+    wants_files: ClassVar[bool] = False
+    """Whether it must know which pages hold what was read from files."""
 
     def completed(self, kernel: Kernel) -> Self:
         """The block with the defaults that depend on the kernel written out."""
@@ -43,10 +41,38 @@ class Mechanism(Block):
         """What the host's swap has that this mechanism cannot use."""
         yield from ()
 
-    def visits(self, guests: Sequence[tuple[int, int]]) -> float:
-        """Most pages that it can visit, for guests of so many pages that live so long (ns); not asked of KSM."""
-        raise NotImplementedError
-
     def guest_faults(self, vm: Vm) -> Iterator[At]:
         """What the guest asks for that a host with this mechanism does not have."""
         yield from ()
+
+
+class Scans(Mechanism):
+    """A mechanism that looks for equal pages; a host has one at most. This one finds none."""
+
+    refused: ClassVar[tuple[str, ...]] = ("ksmtuned", "mom")
+
+    @property
+    def compressor(self) -> Algorithm | None:
+        """How the sizes of compressed pages are told, if it keeps compressed pages of its own."""
+        return None
+
+    def behaviour(self) -> type[Room]:
+        """The class that does it; imported when a run begins, for it brings the compiler."""
+        from sim.sharing.room import Room
+
+        return Room
+
+    def visits(self, guests: Sequence[tuple[int, int]]) -> float:
+        """Most pages that it can visit, for guests of so many pages that live so long (ns); not asked of KSM."""
+        return 0.0
+
+
+class Source(Mechanism):
+    """A mechanism that lets pages share a frame where they come from."""
+
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Names of the scanners that hosts are known to run beside it."""
+
+    def behaviour(self) -> type[AtSource]:
+        """The class that does it; imported when a run begins, for it brings the compiler."""
+        raise NotImplementedError

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
@@ -22,15 +21,23 @@ from sim.reclaim.compression import AS_IS, zsmalloc_classes
 from sim.reclaim.pressure import Pressure
 from sim.reclaim.swap import DeviceTimes
 from sim.reclaim.zswap import Pool
+from sim.sharing import equal_pages
+from sim.sharing.equal_pages import Equal
+from sim.sharing.kernels import Kernel
+from sim.sharing.mechanism import Mechanism
+from sim.sharing.source import AtSource
 
 Number = TypeVar("Number", bound=np.generic)
 
 ROOM: Final = 4
 """Shared frames and due accesses that one step may need."""
 
+_NO_END: Final = 1 << 62
 _FIRST_DUE: Final = 1024
 _MOST_GONE: Final = 1 << 16
 _MOST_WRITES: Final = 4096
+
+_MAPS_SHARED: Final = memory.PRESENT | memory.SHARED
 
 _SWAP_COUNTERS: Final = {
     "pswpin": memory.PSWPIN,
@@ -74,6 +81,36 @@ class Squeeze:
     """Limits of zswap's pool, and CPU times (ns) of a page's way in and out."""
 
 
+@dataclass(frozen=True)
+class Site:
+    """What a mechanism is told of the host that it works on, of its guests and of the run."""
+
+    kernel: Kernel
+    hz: int
+    frames: int
+    """Frames of the host."""
+    pages: int
+    """Pages of guests that there is room for to begin with."""
+    guests: int
+    """Most guests."""
+    contents: int
+    """Most contents that are not unique: those have numbers below."""
+    nodes: int
+    """NUMA nodes."""
+    rates: Float64
+    """See `Memory.rates`."""
+    key: int
+    """Key of the host's random stream."""
+    work_ps: Int64
+    """Price in picoseconds of each kind of WORK."""
+    split_ps: int
+    """Price of splitting a huge page."""
+    cold_milli: int
+    """Surcharge for cold caches (see `Prices.cold_caches`), in thousandths."""
+    squeeze: Squeeze | None = None
+    """How memory is reclaimed; without it all pages stay."""
+
+
 class OutOfFrames(Exception):
     """A guest asked for a frame and there is none."""
 
@@ -89,22 +126,27 @@ def blocks_of(pages: int) -> int:
     return -(-pages // BLOCK)
 
 
-class Room(ABC):
-    """Memory of one host and its guests; a subclass shares their pages. Times are host times in ns."""
+class Room:
+    """Memory of one host and its guests. It scans nothing; what does is a subclass. Times are host times in ns."""
 
-    WORK: ClassVar[tuple[str, ...]]
+    WORK: ClassVar[tuple[str, ...]] = ()
     """Kinds of work that it counts; each has a price (see cost/prices.py)."""
-    ROW: ClassVar[int]
+    ROW: ClassVar[int] = 1 + memory.COUNTS
     """Numbers in a row of its log."""
 
     m: Memory
     r: Pressure
     notes: list[tuple[int, str, str]]
     """What happened of itself, for the table of events: time (ns), kind, particulars."""
+    sources: list[AtSource]
+    """What shares pages where they come from."""
+    files: dict[int, npt.NDArray[np.bool_]]
+    """Of each guest, which pages hold what was read from files, if anything wants to know that."""
 
-    def __init__(self, *, frames: int, pages: int, guests: int, rates: Float64, squeeze: Squeeze | None) -> None:
-        """*frames* of the host; *pages* is room to begin with, *guests* the most; without *squeeze* all of it stays."""
-        blocks = blocks_of(pages)
+    def __init__(self, settings: Mechanism, site: Site) -> None:
+        """*settings* are complete for the kernel."""
+        guests, squeeze = site.guests, site.squeeze
+        blocks = blocks_of(site.pages)
         room = blocks * BLOCK
         spare = pressure.ROOM if squeeze else ROOM
         self.m = Memory(
@@ -121,15 +163,19 @@ class Room(ABC):
             gone=np.zeros(_MOST_GONE if squeeze else 0, np.int32),
             guest=np.zeros((guests, memory.GUEST_COLUMNS), np.int64),
             level=np.ones(guests),
-            rates=rates,
+            rates=site.rates,
             due=np.zeros((_FIRST_DUE + 2 * spare, memory.DUE_COLUMNS), np.int64),
             counts=np.zeros(memory.COUNTS, np.int64),
         )
         self.m.zspage[:, : memory.STORED] = zsmalloc_classes()
-        self.m.counts[memory.LIMIT] = frames
+        self.m.counts[memory.LIMIT] = site.frames
         self.m.counts[memory.FREE_FRAME] = -1
+        self.m.counts[memory.REUSE_LAST_MAPPER] = site.kernel.reuse_last_mapper
+        self.m.counts[memory.SPLIT_FREES_ZERO] = site.kernel.split_frees_zero
         self.r = self._pressure(squeeze, guests)
         self.notes = []
+        self.sources = []
+        self.files = {}
         self._free_blocks: list[tuple[int, int]] = [(0, blocks)] if blocks else []
 
     def _pressure(self, squeeze: Squeeze | None, guests: int) -> Pressure:
@@ -165,37 +211,52 @@ class Room(ABC):
 
     # --- what a mechanism does ------------------------------------------------------------------------------------
 
-    @abstractmethod
     def begin(self) -> None:
         """The run begins."""
 
-    @abstractmethod
     def advance(self, horizon: int) -> Iterator[Int64]:
         """Let everything that is due by *horizon* happen; yields rows of the table of scans. Raises OutOfFrames."""
+        self._run_guests(horizon)
+        yield from ()
 
-    @abstractmethod
     def snapshot(self, now: int) -> Int64:
         """Every counter as it is now, a row of ROW numbers."""
+        row = np.array([now, *self.m.counts], np.int64)
+        row[[1 + memory.PSI_SOME, 1 + memory.PSI_FULL]] = self.pressure(now)
+        return row
 
-    @abstractmethod
     def columns(self, log: Int64) -> dict[str, npt.NDArray[Any]]:
         """Rows as the columns of the tables that it knows (`sim.columns.SAMPLES`), and `cow_breaks`."""
+        shared, sharers = log[:, 1 + memory.FRAMES], log[:, 1 + memory.SHARERS]
+        return {
+            "time_s": log[:, 0] / 1e9,
+            "pages_shared": shared,
+            "pages_sharing": sharers - shared,
+            **memory_columns(log[:, 1 : 1 + memory.COUNTS]),
+        }
 
-    @abstractmethod
     def counters_of(self, guest: int) -> Mapping[str, int]:
         """What the guest's row in the table of guests says of sharing."""
+        shared = np.count_nonzero(self.m.place[self.pages_of(guest)] & (memory.PRESENT | memory.SHARED) == _MAPS_SHARED)
+        return {"ksm_merging_pages": int(shared)}
 
-    @abstractmethod
     def work_done(self) -> dict[str, int]:
         """How much was done of each kind of WORK."""
+        return {}
 
-    @abstractmethod
     def advise(self, guest: int, first: int, pages: int, mergeable: bool, now: int) -> bool:
         """Offer a range for sharing, or take it back. Returns False if that is refused (nothing is lost)."""
+        start = int(self.m.guest[guest, memory.FIRST]) + first
+        place = self.m.place[start : start + pages]
+        place &= np.uint8(~memory.MERGEABLE & 0xFF)
+        place |= np.uint8(memory.MERGEABLE * mergeable)
+        return True
 
-    @abstractmethod
     def remove(self, guest: int) -> None:
         """The guest exits."""
+        memory.drop_pages(self.m, *self.m.guest[guest, [memory.FIRST, memory.PAGES]])
+        self._end(guest)
+        self._give_back(guest)
 
     # --- settings that change in a run, for mechanisms that have such -----------------------------------------------
 
@@ -254,10 +315,14 @@ class Room(ABC):
             self._store(guest, np.arange(len(contents)), contents, False, now)
         elif memory.fill_pages(self.m, int(self.m.guest[guest, memory.FIRST]), contents) < len(contents):
             raise OutOfFrames(guest)
+        for source in self.sources:
+            source.came(guest, np.flatnonzero(contents != memory.NEVER), now)
 
     def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
         """Write contents to the guest's pages, for which it waits. Raises OutOfFrames."""
         self._store(guest, pages, contents, True, now)
+        for source in self.sources:
+            source.came(guest, pages, now)
 
     def _store(self, guest: int, pages: Int64, contents: Int32, waits: bool, now: int) -> None:
         first, done = int(self.m.guest[guest, memory.FIRST]), 0
@@ -269,14 +334,35 @@ class Room(ABC):
             if done == before:
                 raise OutOfFrames(guest)
 
+    def look_at(self, e: Equal, pages: Int64, now: int, groups: Int32 | None = None, most_ps: int = _NO_END) -> int:
+        """Let pages (of the host's memory) share frames with equal ones of their group, those of a group one after the
+        other, until so much CPU time is spent. Returns how many were looked at.
+        """
+        e.n[equal_pages.SPENT_PS], done = 0, 0
+        groups = np.zeros(len(pages), np.int32) if groups is None else groups
+        while True:
+            why, done = equal_pages.look_at_pages(self.m, e, pages, groups, done, most_ps, now)
+            if why == equal_pages.PAUSED:
+                return int(done)
+            self._make_room()
+
     def _run_guests(self, until: int) -> None:
         """Let guests' accesses and kswapd happen up to *until*. Raises OutOfFrames."""
+        if not self.m.counts[memory.LRU]:
+            starved = int(memory.write_due(self.m, until))
+            if starved >= 0:
+                raise self._starved(starved)
+            return
         while pressure.next_event(self.m, self.r) <= until:
             self._make_room()
             starved = int(pressure.run_until(self.m, self.r, until))
             self._see_moves()
             if starved >= 0:
-                raise OutOfFrames(int(self.m.block[starved // BLOCK, memory.GUEST]), int(memory.next_due(self.m)))
+                raise self._starved(starved)
+
+    def _starved(self, page: int) -> OutOfFrames:
+        """The write that is due first found no frame for its page."""
+        return OutOfFrames(int(self.m.block[page // BLOCK, memory.GUEST]), int(memory.next_due(self.m)))
 
     def _see_moves(self) -> None:
         """Pages were swapped out or came back (`Memory.gone`)."""
@@ -311,7 +397,17 @@ class Room(ABC):
 
     def fork(self, parent: int, child: int, next_content: int, now: int) -> int:
         """Let the child (added already) share what the parent has. Returns the next unused content."""
-        raise NotImplementedError(f"{type(self).__name__} has no forked guests")
+        first, pages = (int(each) for each in self.m.guest[parent, [memory.FIRST, memory.PAGES]])
+        next_content = self._name_contents(first, pages, next_content)
+        self._make_room(frames=pages, due=4 * pages)
+        if len(self.m.packed):
+            self.m.packed[self.pages_of(child)] = self.m.packed[self.pages_of(parent)]
+        memory.fork_pages(self.m, first, int(self.m.guest[child, memory.FIRST]), pages, now)
+        return next_content
+
+    def _name_contents(self, first: int, pages: int, next_content: int) -> int:
+        """Number contents that one page alone held, before it is forked. Returns the next unused content."""
+        return int(memory.name_contents(self.m, first, pages, next_content))
 
     def copies(self, guest: int) -> int:
         """Copies on write that the guest had to make."""
@@ -354,6 +450,9 @@ class Room(ABC):
 
     def _end(self, guest: int) -> None:
         """The guest's pages are unmapped: it counts no more."""
+        for source in self.sources:
+            source.left(guest)
+        self.files.pop(guest, None)
         self.r.load[guest] = 0.0
         if self.m.counts[memory.LRU]:
             pressure.hand_over(self.m, guest)

@@ -9,11 +9,10 @@ import numpy as np
 
 from sim.memory import pages as memory
 from sim.memory.guest import Vm
-from sim.memory.pages import BLOCK, Float64, Int32, Int64
+from sim.memory.pages import BLOCK, Int32, Int64
 from sim.sharing import ksm_pass as ksmd
-from sim.sharing.kernels import Kernel
 from sim.sharing.ksm import Ksm
-from sim.sharing.room import OutOfFrames, Room, Squeeze, longer, memory_columns
+from sim.sharing.room import OutOfFrames, Room, Site, longer, memory_columns
 from sim.units import MILLISECOND
 
 _LOG_ROWS: Final = 4096
@@ -42,49 +41,43 @@ class Scanner(Room):
     WORK = ksmd.WORK
     ROW = ROW
 
-    def __init__(
-        self, settings: Ksm, kernel: Kernel, *, hz: int, frames: int, pages: int, guests: int, contents: int,
-        nodes: int, work_ps: Int64, split_ps: int, cold_milli: int, rates: Float64, key: int,
-        squeeze: Squeeze | None = None,
-    ) -> None:  # fmt: skip
-        """*settings* are complete for the kernel; *pages* is room to begin with, *guests* and *contents* the most."""
-        super().__init__(frames=frames, pages=pages, guests=guests, rates=rates, squeeze=squeeze)
+    def __init__(self, settings: Ksm, site: Site) -> None:
+        """*settings* are complete for the kernel."""
+        super().__init__(settings, site)
         self._settings = settings
-        self._kernel = kernel
-        trees = 1 if settings.merge_across_nodes else nodes
+        self._kernel = site.kernel
+        trees = 1 if settings.merge_across_nodes else site.nodes
         blocks, room = len(self.m.block), len(self.m.place)
-        self.m.counts[memory.REUSE_LAST_MAPPER] = kernel.reuse_last_mapper
-        self.m.counts[memory.KSM_STAYS] = squeeze is not None and not kernel.node_holds_page
-        self.m.counts[memory.SPLIT_FREES_ZERO] = kernel.split_frees_zero
+        self.m.counts[memory.KSM_STAYS] = site.squeeze is not None and not site.kernel.node_holds_page
         self.k = ksmd.Ksm(
             item=np.zeros(room, np.uint8),
             old=np.zeros(room, np.int32),
             link=np.zeros(room, np.int32),
-            head=np.zeros(contents * trees, np.int32),
+            head=np.zeros(site.contents * trees, np.int32),
             node=np.zeros((len(self.m.frame), ksmd.NODE_COLUMNS), np.int32),
             chain=np.zeros((_FIRST_CHAINS, ksmd.CHAIN_COLUMNS), np.int64),
             block=np.zeros((blocks, ksmd.QUIET_COLUMNS), np.int64),
-            slot=np.zeros((guests + 1, ksmd.SLOT_COLUMNS), np.int64),
-            hot=np.zeros((len(rates), 2)),
+            slot=np.zeros((site.guests + 1, ksmd.SLOT_COLUMNS), np.int64),
+            hot=np.zeros((len(site.rates), 2)),
             smart=np.zeros((2, ksmd.SMART_VISITS), np.uint8),
             n=np.zeros(ksmd.NUMBERS, np.int64),
             log=np.zeros((_LOG_ROWS, ROW), np.int64),
         )
         self.k.slot[:, ksmd.BEFORE] = -1
-        self.k.slot[guests, [ksmd.FOLLOWING, ksmd.BEFORE]] = guests
-        self._set_up(settings, kernel, hz, frames, guests)
-        self.k.n[ksmd.PRICE : ksmd.DONE] = work_ps
-        self.k.n[ksmd.SPLIT_PS] = split_ps
-        self.k.n[ksmd.COLD] = cold_milli
+        self.k.slot[site.guests, [ksmd.FOLLOWING, ksmd.BEFORE]] = site.guests
+        self._set_up(settings, site)
+        self.k.n[ksmd.PRICE : ksmd.DONE] = site.work_ps
+        self.k.n[ksmd.SPLIT_PS] = site.split_ps
+        self.k.n[ksmd.COLD] = site.cold_milli
         self.k.n[ksmd.MISROUTES] = 1
-        self.k.n[ksmd.KEY] = np.uint64(key).astype(np.int64)
-        self._contents = contents
+        self.k.n[ksmd.KEY] = np.uint64(site.key).astype(np.int64)
+        self._contents = site.contents
         self._trees = trees
         self._leaving: set[int] = set()
 
-    def _set_up(self, settings: Ksm, kernel: Kernel, hz: int, frames: int, guests: int) -> None:
-        n = self.k.n
-        n[ksmd.SLOT] = guests
+    def _set_up(self, settings: Ksm, site: Site) -> None:
+        n, kernel = self.k.n, site.kernel
+        n[ksmd.SLOT] = site.guests
         n[ksmd.RUN] = settings.run
         n[ksmd.PAGES_TO_SCAN] = settings.pages_to_scan
         n[ksmd.SLEEP_MILLISECS] = settings.sleep_millisecs
@@ -94,9 +87,9 @@ class Scanner(Room):
         n[ksmd.TARGET_SCAN_TIME] = settings.advisor_target_scan_time
         n[ksmd.MAX_CPU] = settings.advisor_max_cpu
         n[ksmd.MAX_PAGES_TO_SCAN] = settings.advisor_max_pages_to_scan
-        most = frames // 4 if settings.max_kernel_pages is None else settings.max_kernel_pages
+        most = site.frames // 4 if settings.max_kernel_pages is None else settings.max_kernel_pages
         n[ksmd.MAX_KERNEL_PAGES] = _NO_LIMIT if kernel.node_holds_page or most == 0 else most
-        n[ksmd.HZ] = hz
+        n[ksmd.HZ] = site.hz
         n[ksmd.CHECKSUM_FIRST] = kernel.checksum_first
         n[ksmd.NODE_HOLDS_PAGE] = kernel.node_holds_page
         n[ksmd.COUNTS_LAST_BATCH] = kernel.counts_last_batch
@@ -159,16 +152,19 @@ class Scanner(Room):
         return True
 
     def fork(self, parent: int, child: int, next_content: int, now: int) -> int:
-        """Let the child (added already) share what the parent has. Returns the next unused content."""
-        first, pages = (int(each) for each in self.m.guest[parent, [memory.FIRST, memory.PAGES]])
-        next_content = ksmd.name_contents(self.m, self.k, first, pages, next_content)
-        self._make_room(frames=pages, due=4 * pages)
-        if len(self.m.packed):
-            self.m.packed[self.pages_of(child)] = self.m.packed[self.pages_of(parent)]
-        memory.fork_pages(self.m, first, int(self.m.guest[child, memory.FIRST]), pages, now)
+        """See `Room`; the child's memory is offered to KSM as the parent's is."""
+        next_content = super().fork(parent, child, next_content, now)
         self.k.slot[child, ksmd.MERGEABLE_PAGES] = self.k.slot[parent, ksmd.MERGEABLE_PAGES]
         if self.k.slot[parent, ksmd.BEFORE] >= 0:
             ksmd.register(self.m, self.k, child)
+        return next_content
+
+    def _name_contents(self, first: int, pages: int, next_content: int) -> int:
+        """See `Room`; what ksmd knows of the pages gets the new numbers too."""
+        span = slice(first, first + pages)
+        known = self.k.old[span] == self.m.held[span]
+        next_content = super()._name_contents(first, pages, next_content)
+        self.k.old[span][known] = self.m.held[span][known]
         return next_content
 
     def remove(self, guest: int) -> None:

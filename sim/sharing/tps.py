@@ -16,7 +16,7 @@ from pydantic import Field
 from sim.columns import PAGE_BYTES
 from sim.errors import At
 from sim.sharing.kernels import Kernel
-from sim.sharing.mechanism import Mechanism
+from sim.sharing.mechanism import Scans
 from sim.units import GIB, MIB, SECOND, Block, Bytes, Name, Switch, not_boolean
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class TpsGuest(Block):
 _Percent = Annotated[int, Field(ge=0, le=99)]
 
 
-class Tps(Mechanism):
+class Tps(Scans):
     """VMware's transparent page sharing, and how ESX reclaims memory."""
 
     refused: ClassVar[tuple[str, ...]] = (

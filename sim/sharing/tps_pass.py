@@ -37,7 +37,6 @@ from sim.memory.pages import (
     READS,
     SHARED,
     SLOTS_USED,
-    SPAN,
     SWAP_PS,
     SWAPPED_PAGES,
     THP_SPLIT,
@@ -49,6 +48,7 @@ from sim.memory.pages import (
     Int64,
     Memory,
     UInt8,
+    content_now,
     content_of,
     drawn,
     due_in_time,
@@ -244,16 +244,6 @@ def is_shared(m: Memory, page: int) -> bool:
 
 
 @inlined
-def looked_up(m: Memory, page: int, now: int) -> int:
-    """The page's content now, its random writes done; what is unique and only ever made unique is left as it is."""
-    kind = m.accesses[page]
-    changes = m.rates[kind, WRITES] != 0.0 and not m.place[page] & (SHARED | ZERO)
-    if changes and (m.held[page] >= 0 or m.rates[kind, SPAN] != 0):
-        look(m, page // BLOCK, now)
-    return content_of(m, page)
-
-
-@inlined
 def share_frame(m: Memory, t: Tps, page: int, frame: int, now: int) -> None:
     """Let the page map a frame with its content instead of its own."""
     drop_hint(t, page)
@@ -277,7 +267,7 @@ def visit(m: Memory, t: Tps, page: int, now: int) -> None:
         return
     spend(t, W_VISIT, 1)
     spend(t, W_CHECKSUM, 1)
-    content = looked_up(m, page, now)
+    content = content_now(m, page, now)
     if content < 0:
         if t.hint[page] != _UNIQUE:
             drop_hint(t, page)
@@ -304,7 +294,7 @@ def visit(m: Memory, t: Tps, page: int, now: int) -> None:
     if value > 0:
         spend(t, W_CHECKSUM, 1)
         there = m.place[other] & PRESENT != 0
-        if not there or looked_up(m, other, now) != content:
+        if not there or content_now(m, other, now) != content:
             drop_hint(t, other)
             value = 0
     if value == 0:
@@ -401,7 +391,7 @@ def count_out(t: Tps, guest: int, where: int, pages: int) -> None:
 @inlined
 def take_page(m: Memory, t: Tps, page: int, where: int, now: int) -> None:
     """Take the frame of a small page; its content is somewhere else from now on."""
-    content = looked_up(m, page, now)
+    content = content_now(m, page, now)
     drop_hint(t, page)
     leave_frame(m, page)
     m.place[page] &= ~PRESENT

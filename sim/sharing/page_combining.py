@@ -1,0 +1,38 @@
+"""Windows' page combining: equal private pages of one system become one, every so often.
+
+Sources: Huffman, Microsoft TechNet, 29 November 2012 (on by default in Windows 8, off in Server 2012); Windows Server
+tuning guide (private and pageable memory only: no file cache, no large pages); Windows Internals, 7th edition (trees by
+checksum, copy on write). The period of 15 minutes is told without a source that we could read. Assumed: it takes one
+core at most. Hyper-V shares nothing between its guests: each Windows combines its own memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from sim.sharing.mechanism import Scans
+from sim.units import MINUTE, Duration
+
+if TYPE_CHECKING:
+    from sim.sharing.passes import PrivatePages
+
+
+class PageCombining(Scans):
+    """Which memory belongs to one Windows, and how often it is combined."""
+
+    refused: ClassVar[tuple[str, ...]] = ("ksmtuned", "mom")
+    wants_files: ClassVar[bool] = True
+
+    within: Literal["guest", "host"] = "guest"
+    """guest: each guest is a Windows of its own, and what it combines is free memory of the host. host: the guests are
+    programs that run under one Windows."""
+    every: Duration = Field(default=15 * MINUTE, gt=0)
+    """Time from the start of one pass to that of the next."""
+
+    def behaviour(self) -> type[PrivatePages]:
+        """A pass every so often."""
+        from sim.sharing.passes import PrivatePages
+
+        return PrivatePages
