@@ -16,7 +16,7 @@ The package in reading order; a file imports only from what stands above it.
     results/      tables, summary, result folders
     sizing        what a run will take, known before it starts
     run           scenario in, result out
-    study/        many runs of one scenario: sweeps
+    study/        many runs: sweeps of one scenario, published figures of many
     report/       pictures and one self-contained page
     lab/          the real kernel
     cli           one function per verb
@@ -35,9 +35,22 @@ if TYPE_CHECKING:
     from sim.scenario import Scenario, parse
     from sim.scenario import load as read
     from sim.sizing import estimate
-    from sim.study import sweep
+    from sim.study import published, sweep
 
-__all__ = ["Result", "Scenario", "capture", "compare", "estimate", "load", "parse", "read", "replay", "run", "sweep"]
+__all__ = [
+    "Result",
+    "Scenario",
+    "capture",
+    "compare",
+    "estimate",
+    "load",
+    "parse",
+    "published",
+    "read",
+    "replay",
+    "run",
+    "sweep",
+]
 
 _HOMES = {
     "Result": ("sim.run", "Result"),
@@ -47,6 +60,7 @@ _HOMES = {
     "estimate": ("sim.sizing", "estimate"),
     "load": ("sim.results", "load"),
     "parse": ("sim.scenario", "parse"),
+    "published": ("sim.study", "published"),
     "read": ("sim.scenario", "load"),
     "replay": ("sim.lab.replay", "replay"),
     "run": ("sim.run", "run"),

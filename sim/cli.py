@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sim.scenario import Scenario
     from sim.scenario.expect import Verdict
     from sim.study import Plan, Swept
+    from sim.study.figures import Agenda
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Progress = Callable[[float, str], None]
@@ -319,6 +320,49 @@ def sweep(
     console.data(_sweep_json(swept) if console.json else _sweep_text(swept, console))
     unmet = 0 if swept.table["met"].all() else EXIT_UNMET
     return max([unmet, *(failure.exit_code for failure in swept.failures.values())])
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_set_option
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; as many as processors unless given.")
+@click.option("--write", "page", type=click.Path(path_type=Path), help="Write PAGE.md with the table of all figures.")
+@_out_option
+@_talks
+@click.pass_obj
+def published(
+    console: Console, files: Sequence[Path], overrides: Sequence[str], jobs: int | None, page: Path | None, out: Path
+) -> int:
+    """Hold the simulator to the published figures of FILES, or of all in a folder.
+
+    Exit code 1 says that a figure is outside its band without a reason, or inside although it is said to fail.
+    Runs that have a result already are not run again.
+    """
+    from sim.study.figures import compute, plan
+
+    todo = plan(list(_scenario_files(files)), out, jobs, overrides)
+    _refuse_unwritable(out)
+    if page:
+        _refuse_unwritable(page.parent)
+    console.say(_agenda_text(todo))
+    console.kept_so_far = "the runs that are done are kept; the same command goes on from there"
+    with console.progress("published figures") as progress:
+        rows = compute(todo, progress)
+    from sim.report.published_page import conclusion, faults, lines, write
+
+    if page:
+        write(rows, page)
+        console.say(f"wrote {page}")
+    if console.json:
+        from sim.study.figures import told
+
+        console.data(_as_json({"conclusion": conclusion(rows), "figures": [told(row) for row in rows]}))
+    else:
+        console.data(conclusion(rows) if console.quiet else "\n\n".join([_table(lines(rows)), conclusion(rows)]))
+    for fault in faults(rows):
+        console.complain(fault)
+    unheld = 0 if all(row.honest for row in rows) else EXIT_UNMET
+    return max([unheld, *(row.failure.exit_code for row in rows if row.failure)])
 
 
 @main.command()
@@ -666,6 +710,16 @@ def _plan_text(todo: Plan) -> str:
         text += f", {points - len(todo.left):,} of them known"
     if todo.left:
         text += f"; about {about_duration(todo.cpu_seconds * SECOND)} of CPU time in {todo.jobs} processes"
+    return text
+
+
+def _agenda_text(todo: Agenda) -> str:
+    from sim.units import SECOND, about_duration
+
+    text = f"{len(todo.asked):,} published figures"
+    if todo.left:
+        seconds = about_duration(todo.cpu_seconds * SECOND)
+        text += f"; {len(todo.left):,} runs, about {seconds} of CPU time in {todo.jobs} processes"
     return text
 
 

@@ -82,6 +82,10 @@ class Document:
         below = {(*keys, *at[size:]): place for at, place in self.places.items() if at[:size] == source}
         return replace(self, data=data)._placed(keys, self.places.get(source, Place(self.source, None, "")), below)
 
+    def without(self, *names: str) -> Document:
+        """Return the document without some of its outermost keys."""
+        return replace(self, data={key: value for key, value in self.data.items() if key not in names})
+
     def _placed(self, keys: Keys, above: Place, below: Mapping[Keys, Place]) -> Document:
         """Return the document with new places at and below `keys`; blocks made to hold them are at `above`."""
         places = {keys[:end]: above for end in range(1, len(keys))}

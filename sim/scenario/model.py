@@ -15,7 +15,8 @@ from sim.host import Assignment, Host
 from sim.memory.guest import Vm
 from sim.memory.image import Captured, Synthetic, pages_of
 from sim.scenario.expect import ExpectationText
-from sim.scenario.points import Axes, Point, expand
+from sim.scenario.points import DERIVED, Axes, Point, expand
+from sim.scenario.published import Claim, Figure, claims
 from sim.units import MINUTE, SECOND, Block, Duration, Name, format_bytes, format_duration
 
 _MOST_SAMPLES = 10_000_000
@@ -45,13 +46,21 @@ class Scenario(Block):
     sweep: Axes | tuple[Axes, ...] = Field(default_factory=dict)
     """For `overcommit sweep`: paths, as in `--set`, and the values each takes, in every combination; or a list of
     such blocks, one after the other."""
+    published: tuple[Figure, ...] = ()
+    """For `overcommit published`: what others measured, to which the runs are held."""
 
     _points: tuple[Point[Scenario], ...] = PrivateAttr(default=())
+    _claims: tuple[Claim[Scenario], ...] = PrivateAttr(default=())
 
     @property
     def points(self) -> Sequence[Point[Scenario]]:
         """What `sweep` makes of this scenario, in order, the last path changing fastest."""
         return self._points
+
+    @property
+    def claims(self) -> Sequence[Claim[Scenario]]:
+        """The published figures, each with the scenarios to run for it."""
+        return self._claims
 
     def resolved(self) -> dict[str, Any]:
         """The scenario as plain data, every default written out."""
@@ -60,7 +69,7 @@ class Scenario(Block):
 
     def digest(self, version: str) -> str:
         """Name of a result: 12 hexadecimal digits of the resolved scenario, its files and the program's version."""
-        asked = {key: value for key, value in self.resolved().items() if key != "sweep"}
+        asked = {key: value for key, value in self.resolved().items() if key not in DERIVED}
         told = blake2b(f"{version}\n{dump(asked)}".encode(), digest_size=6)
         for image in self.captured():
             told.update(image.path.read_bytes())
@@ -267,6 +276,7 @@ def _checked(document: Document, folder: str | Path | None = None) -> Scenario:
         raise UserError(*in_order([*error.problems, *_faulty_points(document, error, context)])) from None
     # The only moment at which the frozen block may still change.
     scenario._points = tuple(expand(document, scenario.sweep, Scenario, **context))
+    scenario._claims = tuple(claims(document, scenario.published, Scenario, **context))
     return scenario
 
 

@@ -16,7 +16,9 @@ from sim.errors import Problem, UserError
 
 MOST_POINTS: Final = 10_000
 _SWEEP: Final = "sweep"
-_FIXED: Final = (_SWEEP, "name")
+DERIVED: Final = (_SWEEP, "published")
+"""What makes further runs of a scenario; those runs do not have it."""
+FIXED: Final = (*DERIVED, "name")
 """What all points have in common: they are one study, in one folder."""
 
 Axes: TypeAlias = dict[str, tuple[JsonValue, ...]]
@@ -109,7 +111,7 @@ def _path_faults(document: Document, at: Keys, path: str, before: Sequence[Axis]
 
 def _list_faults(document: Document, at: Keys, values: Sequence[JsonValue]) -> Iterator[Problem]:
     """What is wrong with an axis, whatever its path means."""
-    if str(at[-1]).split(".")[0] in _FIXED:
+    if str(at[-1]).split(".")[0] in FIXED:
         yield document.problem(at, "is the same in all points", "sweep something else", show_value=False)
     if not values:
         yield document.problem(at, "has no values", "write at least one", show_value=False)
@@ -128,7 +130,7 @@ def _written(document: Document, choice: Choice) -> Document:
     point = document
     for axis in sorted(choice, key=lambda axis: len(axis.keys)):
         point = point.copied((*axis.written, choice[axis]), axis.keys)
-    return replace(point, data={key: value for key, value in point.data.items() if key != _SWEEP})
+    return point.without(*DERIVED)
 
 
 def _point(document: Document, scenario: Model, paths: Mapping[str, Keys]) -> Point[Model]:

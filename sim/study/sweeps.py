@@ -109,13 +109,24 @@ def plan(scenario: Scenario, out: Path, jobs: int | None = None) -> Plan:
     version = package_version("overcommit")
     digests = [point.scenario.digest(version) for point in scenario.points]
     points = {digest: point.scenario for digest, point in zip(digests, scenario.points, strict=True)}
-    left = {digest: point for digest, point in points.items() if kept_summary(scenario.name, digest, out) is None}
-    needs = [check_size(point) for point in left.values()]
+    left, jobs, cpu_seconds = what_is_left(points, out, jobs)
+    return Plan(scenario, out, digests, left, jobs, cpu_seconds)
+
+
+def what_is_left(
+    scenarios: Mapping[str, Scenario], out: Path, jobs: int | None
+) -> tuple[Mapping[str, Scenario], int, float]:
+    """Return those *scenarios*, by digest, that have no result in *out*, in how many processes, and their CPU time (s).
+
+    Raises UserError or MachineError if one cannot be run here.
+    """
+    left = {digest: each for digest, each in scenarios.items() if kept_summary(each.name, digest, out) is None}
+    needs = [check_size(each) for each in left.values()]
     jobs = min(jobs or processors(), max(len(left), 1))
     largest = sorted((need.memory_bytes for need in needs), reverse=True)
     while jobs > 1 and sum(largest[:jobs]) > available_bytes():
         jobs -= 1
-    return Plan(scenario, out, digests, left, jobs, sum(need.cpu_seconds for need in needs))
+    return left, jobs, sum(need.cpu_seconds for need in needs)
 
 
 def run_points(todo: Plan, progress: Progress | None = None) -> Swept:
@@ -123,17 +134,25 @@ def run_points(todo: Plan, progress: Progress | None = None) -> Swept:
 
     *progress* is told the share done and what was done last. A point that fails is noted and the others go on.
     """
-    tasks = [(scenario, todo.out) for scenario in todo.left.values()]
-    digests = list(todo.left)
-    failures: dict[str, Failure] = {}
-    for done, (number, outcome) in enumerate(run_all(_run_point, tasks, todo.jobs), 1):
-        if failure := Failure(_BUG, outcome.reason) if isinstance(outcome, Died) else outcome:
-            failures[digests[number]] = failure
-        if progress:
-            progress(done / len(tasks), f"{done} of {len(tasks)} points")
+    failures = run_left(todo.left, todo.out, todo.jobs, progress, "points")
     swept = Swept(todo, _table(todo, failures), failures)
     _write(swept)
     return swept
+
+
+def run_left(
+    left: Mapping[str, Scenario], out: Path, jobs: int, progress: Progress | None, noun: str
+) -> Mapping[str, Failure]:
+    """Run scenarios, keep each result in *out* as soon as it is there; return, by digest, what failed."""
+    tasks = [(scenario, out) for scenario in left.values()]
+    digests = list(left)
+    failures: dict[str, Failure] = {}
+    for done, (number, outcome) in enumerate(run_all(_run_point, tasks, jobs), 1):
+        if failure := Failure(_BUG, outcome.reason) if isinstance(outcome, Died) else outcome:
+            failures[digests[number]] = failure
+        if progress:
+            progress(done / len(tasks), f"{done} of {len(tasks)} {noun}")
+    return failures
 
 
 def _run_point(task: tuple[Scenario, Path]) -> Failure | None:
