@@ -775,7 +775,7 @@ def _price_rows(found: Calibration) -> Iterator[Sequence[str]]:
     prices = found.prices
     yield from (row(name, price) for name, price in prices if isinstance(price, Price))
     yield "cold_caches", f"{prices.cold_caches.factor:g}", ""
-    for block in ("page_faults", "huge_pages", "paging", "swap"):
+    for block in ("page_faults", "fork", "huge_pages", "paging", "swap"):
         yield from (row(f"{block}.{name}", price) for name, price in getattr(prices, block) or ())
     for access in prices.random_access:
         size = access.model_dump(mode="json")["working_set"]

@@ -20,6 +20,7 @@ from sim.memory.guest import Advice, Burst, Vm
 from sim.memory.huge import Daemon, Hugetlbfs, Thp
 from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
 from sim.reclaim.balloon import REPORT_EVERY, Ballooning, FreePages, MomBalloon, Sizes
+from sim.reclaim.commit import Commit
 from sim.reclaim.compression import Algorithm, packed_of
 from sim.reclaim.psi import EVERY, Averages
 from sim.reclaim.swap import Swap
@@ -84,6 +85,8 @@ class Host(Sharing, _Hardware):
     """Compressed pages in memory before the swap device; none unless given."""
     watermarks: Watermarks = Watermarks()
     """When the host reclaims memory and how."""
+    commit: Commit = Commit()
+    """How much memory the host promises."""
     balloon: MomBalloon | None = None
     """Let oVirt's MOM fill and empty the guests' balloons."""
     ksmtuned: Ksmtuned | None = None
@@ -207,6 +210,8 @@ class Guest:
     """It frees pages that it will report."""
     reported: int = 0
     """Pages that the host took because the guest reported them as free."""
+    fork_ns: int = 0
+    """How long the fork took that made it."""
 
     @property
     def progress_percent(self) -> float:
@@ -287,6 +292,7 @@ class Machine:
         ]
         self.oom_kills = 0
         self.promised = 0
+        self.committed = 0
         self.running = 0
         self.space = ContentSpace()
         self.captures = self._load_captures()
@@ -526,10 +532,14 @@ class Machine:
         if vm.huge_pages == "hugetlbfs" and not self._take_reserved(vm):
             self._note(guest, "not-started", f"hugetlbfs of {self.name} has too few free pages")
             return False
+        if refusal := self._refusal(vm):
+            self._note(guest, "not-started", f"{'fork' if vm.fork_of else 'mmap'} gets ENOMEM: {refusal}")
+            return False
         guest.started = True
         guest.level = self._level(vm, 0)
         guest.level_since = now
         self.promised += vm.memory
+        self.committed += vm.memory if vm.huge_pages != "hugetlbfs" else 0
         self.running += 1
         self.scanner.add(
             guest.index, vm.pages, vm=vm, key=key(self.seed, "guest", guest.name), now=now, level=guest.level,
@@ -542,8 +552,7 @@ class Machine:
         for source in self.scanner.sources:
             source.started(guest.index, vm)
         if parent is not None:
-            guest.places, guest.expected_writes = parent.places, parent.expected_writes
-            self.space.count = self.scanner.fork(parent.index, guest.index, self.space.count, now)
+            self._fork(parent, guest, now)
             return True
         contents, accesses = self._image_of(guest)
         if vm.balloon or vm.free_page_reporting:
@@ -560,6 +569,24 @@ class Machine:
         if any(burst.leaves == "original" for burst in vm.bursts):
             guest.original = np.where(contents < 0, _FRESH, contents).astype(np.int32)
         return self._try(guest, lambda: self.scanner.fill(guest.index, contents, now))
+
+    def _refusal(self, vm: Vm) -> str:
+        """Why the host does not promise the guest its memory, or nothing."""
+        if vm.huge_pages == "hugetlbfs" or "commit" in self.host.sharing[1].refused:
+            return ""
+        memory = self.host.memory - (self.host.hugetlbfs.bytes if self.host.hugetlbfs else 0)
+        swap = self.host.swap.size if self.host.swap else 0
+        return self.host.commit.refusal(vm.memory, self.committed, memory, swap)
+
+    def _fork(self, parent: Guest, guest: Guest, now: int) -> None:
+        """Let the guest have what its parent has; both wait until the page tables are copied."""
+        guest.places, guest.expected_writes = parent.places, parent.expected_writes
+        small, huge = self.scanner.table_entries(parent.index)
+        for_page, for_huge = price_sets.fork(self.prices)
+        guest.fork_ns = round(small * for_page.ns + huge * for_huge.ns)
+        self.space.count = self.scanner.fork(parent.index, guest.index, self.space.count, now)
+        for each in (parent, guest):
+            self.scanner.delay(each.index, guest.fork_ns, now)
 
     def _has_thp(self, vm: Vm) -> bool:
         return vm.huge_pages != "hugetlbfs" and self.host.thp.gives(vm.huge_pages == "madvise")
@@ -804,6 +831,8 @@ class Machine:
             "swapped_bytes": self.scanner.swapped(guest.index) * PAGE_BYTES,
             "stall_s": self.scanner.stalled(guest.index) / SECOND,
             "progress_percent": guest.progress_percent,
+            "fork_s": guest.fork_ns / SECOND,
+            "page_tables_bytes": self.scanner.page_tables(guest.index),
             "balloon_bytes": guest.free_pages.balloon * PAGE_BYTES if guest.free_pages else 0,
             "reported_bytes": guest.reported * PAGE_BYTES,
             **self.scanner.counters_of(guest.index),
@@ -813,6 +842,7 @@ class Machine:
     def _leave(self, guest: Guest, end: str, now: int) -> None:
         guest.ended, guest.end = now, end
         self.promised -= guest.vm.memory
+        self.committed -= guest.vm.memory if guest.vm.huge_pages != "hugetlbfs" else 0
         self.running -= 1
         self.khugepaged.forget(guest.index)
         self.scanner.remove(guest.index)

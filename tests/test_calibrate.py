@@ -359,7 +359,7 @@ def test_what_a_machine_lacks_is_left_out_and_said(own_folder: Path, monkeypatch
 
     made = calibrate.calibrate("mine", tell=lambda done, _: told.append(done))
 
-    assert list(made.missing) == ["huge_pages", "page_faults and random_access", "zram", "paging", "swap"]
+    assert list(made.missing) == ["huge_pages", "page_faults, fork and random_access", "zram", "paging", "swap"]
     assert made.prices.swap is None
     assert made.prices.checksum.ns == pytest.approx(truth(4)[WORK.index("checksum")], rel=0.1)
     assert list(made.errors) == [trial.scenario.name for trial in trials]

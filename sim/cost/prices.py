@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
-from sim.document import read
+from sim.document import Document, read
 from sim.errors import At, UserError, suggestion
 from sim.units import Block, Bytes
 
@@ -134,6 +135,15 @@ class Paging(Block):
     """Finding out that a page was used of late, so that it stays; the bundled default's unless given."""
 
 
+class Fork(Block):
+    """Copying page tables for a fork, paid by who forks."""
+
+    page: Price
+    """Entry of a page of 4 KiB, and all that is done for the page."""
+    huge: Price | None = None
+    """Entry of a huge page of 2 MiB; the bundled default's unless given."""
+
+
 class Tlb(Block):
     """The processor's TLB for data, and how the loads of random_access were translated.
 
@@ -169,6 +179,8 @@ class Prices(Block):
     """Name of the set, that of its file."""
     about: str = Field(min_length=10)
     """Machine, kernel and date."""
+    like: str | None = None
+    """A bundled set that prices what this one does not, if it does not price all."""
     machine: Provenance | None = None
     """Where `overcommit lab calibrate` measured it."""
     batch: Price
@@ -221,6 +233,8 @@ class Prices(Block):
 
     page_faults: PageFaults | None = None
     """First touches of memory."""
+    fork: Fork | None = None
+    """Forks; where a set does not price them, the bundled default does."""
     huge_pages: HugePages | None = None
     """Transparent huge pages; where a set does not price them, the bundled default does."""
     random_access: tuple[Access, ...] = ()
@@ -258,6 +272,14 @@ def huge_pages(prices: Prices) -> HugePages:
     found = prices.huge_pages or load(DEFAULT).huge_pages
     assert found is not None  # the bundled default has them
     return found
+
+
+def fork(prices: Prices) -> tuple[Price, Price]:
+    """What a fork costs for each page of 4 KiB and for each huge page, by this set, or else by the bundled default."""
+    known = load(DEFAULT).fork
+    found = prices.fork or known
+    assert found is not None and known is not None and known.huge is not None  # the bundled default has both
+    return found.page, found.huge or known.huge
 
 
 def translation(prices: Prices) -> tuple[Tlb, tuple[Access, ...]]:
@@ -338,11 +360,24 @@ def load(name: str, folder: Path = Path()) -> Prices:
     return _read(path, path.stat().st_mtime_ns)
 
 
+def _whole(document: Document) -> Document:
+    """The set with what the one has that it is like."""
+    name = document.data.get("like")
+    if name is None:
+        return document
+    whole = read(FOLDER / f"{name}.yaml") if name in bundled() else None
+    if whole is None or "like" in whole.data:
+        remedy = suggestion(str(name), [each for each in bundled() if "like" not in read(FOLDER / f"{each}.yaml").data])
+        raise UserError(document.problem("like", "no such bundled price set that prices all", remedy))
+    borrowed = {kind: price for kind, price in whole.data.items() if kind != "machine"}
+    return replace(document, data={**borrowed, **document.data})
+
+
 @lru_cache
 def _read(path: Path, _changed_ns: int) -> Prices:
     """The price set in a file that was last changed then."""
     try:
-        prices = read(path).check(Prices)
+        prices = _whole(read(path)).check(Prices)
     except UserError as error:
         first, *others = error.problems
         more = f" and {len(others)} more" if others else ""

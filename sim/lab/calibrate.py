@@ -73,7 +73,7 @@ def calibrate(name: str, quick: bool = False, tell: Tell | None = None) -> Calib
             tell(0.855, "huge pages")
             _check_huge_pages()
             others["huge_pages"] = memory_costs.huge_pages(ksm)
-        with _optional(missing, "page_faults and random_access"):
+        with _optional(missing, "page_faults, fork and random_access"):
             others |= _memory(quick, tell)
         with _optional(missing, "zram"):
             others["zram"] = _zram(tell)
@@ -147,9 +147,11 @@ def _memory(quick: bool, tell: Tell) -> dict[str, Any]:
     _check_huge_pages()
     tell(0.86, "page faults")
     faults = memory_costs.page_faults()
+    tell(0.865, "forks")
+    forks = memory_costs.fork()
     tell(0.87, "random access")
     memory = min(available_bytes(), _QUICK_MEMORY) if quick else available_bytes()
-    return {"page_faults": faults, "random_access": tuple(memory_costs.random_access(memory))}
+    return {"page_faults": faults, "fork": forks, "random_access": tuple(memory_costs.random_access(memory))}
 
 
 def _check_huge_pages() -> None:

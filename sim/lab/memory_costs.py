@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -12,7 +13,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from sim.cost.prices import Access, HugePages, PageFaults, Price
+from sim.cost.prices import Access, Fork, HugePages, PageFaults, Price
 from sim.errors import MachineError
 from sim.lab.guest import GuestServer
 from sim.lab.machine import THP, Ksm, thread_cpu_ns
@@ -34,6 +35,8 @@ _COPIES: Final = 20_000
 _PARTS: Final = 100
 _ROUNDS: Final = 9
 _TOUCHED: Final = 128 * MIB
+_FORKED: Final = 512 * MIB
+_FORKS: Final = 25
 _LOADS: Final = 50_000
 _LOAD_ROUNDS: Final = 25
 
@@ -167,6 +170,38 @@ def page_faults() -> PageFaults:
     source = f"measured: first writes to {about_bytes(_TOUCHED)}, median of {_ROUNDS} times"
     small, huge = ([_touch(page) for _ in range(_ROUNDS)] for page in (SMALL, HUGE))
     return PageFaults(small=typical(small, source), huge=typical(huge, source))
+
+
+def fork() -> Fork:
+    """Forks of this process with memory in small pages or in huge ones, against such that leave that memory out."""
+    with _area(_FORKED, SMALL) as small, _area(_FORKED, HUGE) as huge:
+        for area in (small, huge):
+            words = np.frombuffer(area, np.uint64)
+            words[:: SMALL // 8] = 1
+            del words
+            area.madvise(mmap.MADV_DONTFORK)
+        times = np.array([[_fork(), _fork(small), _fork(huge)] for _ in range(_FORKS)])
+    source = f"measured: forks with {about_bytes(_FORKED)} and without, median of {_FORKS} times"
+    without, *others = times.T
+    pages = (_FORKED // SMALL, _FORKED // HUGE)
+    page, block = (typical(np.maximum(each - without, 0.0) / count, source) for each, count in
+                   zip(others, pages, strict=True))  # fmt: skip
+    return Fork(page=page, huge=block)
+
+
+def _fork(area: mmap.mmap | None = None) -> float:
+    """Time (ns) of a fork, with that area in it."""
+    if area:
+        area.madvise(mmap.MADV_DOFORK)
+    before = time.perf_counter_ns()
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    elapsed = time.perf_counter_ns() - before
+    os.waitpid(child, 0)
+    if area:
+        area.madvise(mmap.MADV_DONTFORK)
+    return float(elapsed)
 
 
 def random_access(available: int) -> Iterator[Access]:

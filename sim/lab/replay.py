@@ -50,6 +50,7 @@ from sim.memory.pages import (
     Int64,
     UInt16,
 )
+from sim.reclaim.commit import Commit
 from sim.reclaim.compression import AS_IS, Algorithm, Packed, packed_of
 from sim.run import Progress, package_version
 from sim.sharing.kernels import kernel
@@ -207,6 +208,8 @@ def _check(scenario: Scenario) -> None:
         for name in ("balloon", "free_page_reporting"):
             if getattr(vm, name):
                 raise UserError(f"{scenario.name}: the lab's guests have no balloon device; remove vms.{i}.{name}")
+    if host.commit != Commit():
+        raise UserError(f"{scenario.name}: the lab leaves vm.overcommit_memory as it is; remove hosts.0.commit")
     if host.hugetlbfs:
         raise UserError(f"{scenario.name}: the lab sets no hugetlbfs up; remove hosts.0.hugetlbfs")
     if host.numa_nodes > 1:

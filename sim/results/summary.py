@@ -23,8 +23,17 @@ def summarise(samples: pd.DataFrame, scans: pd.DataFrame, guests: pd.DataFrame) 
         values |= _memory(samples) | _cpu(samples) | _speed(samples) | _end(samples)
     values |= _scan_times(scans)
     if not guests.empty:
-        values["progress_percent"] = float(guests["progress_percent"].mean(skipna=False))
+        values |= _guests(guests)
     return {name: None if value is None or np.isnan(value) else value for name, value in values.items()}
+
+
+def _guests(guests: pd.DataFrame) -> Summary:
+    running = guests[guests["end"] == "running"]
+    return {
+        "progress_percent": float(guests["progress_percent"].mean(skipna=False)),
+        "fork_s": float(guests["fork_s"].max(skipna=False)),
+        "page_tables_bytes": _whole(running["page_tables_bytes"].sum(skipna=False)),
+    }
 
 
 def over_hosts(samples: pd.DataFrame) -> pd.DataFrame:

@@ -409,6 +409,29 @@ class Room:
         """Number contents that one page alone held, before it is forked. Returns the next unused content."""
         return int(memory.name_contents(self.m, first, pages, next_content))
 
+    def table_entries(self, guest: int) -> tuple[int, int]:
+        """Entries of page tables that a fork of the guest copies: those of pages, and of huge pages."""
+        blocks, there = self._blocks_there(guest)
+        huge = self.m.block[blocks, memory.HUGE] != 0
+        return int(there[~huge].sum()), int(np.count_nonzero(huge))
+
+    def page_tables(self, guest: int) -> int:
+        """Bytes of the guest's page tables of the last level; there is one behind each huge page, for its split."""
+        return int(np.count_nonzero(self._blocks_there(guest)[1])) * memory.PAGE_BYTES
+
+    def _blocks_there(self, guest: int) -> tuple[slice, Int64]:
+        """The guest's blocks, and how many pages of each the host keeps something for."""
+        span, backed = self.pages_of(guest), self.backed(guest)
+        there = np.add.reduceat(backed, np.arange(0, len(backed), BLOCK), dtype=np.int64)
+        return slice(span.start // BLOCK, blocks_of(span.stop)), there
+
+    def delay(self, guest: int, wait: int, now: int) -> None:
+        """One of the guest's processors does nothing for so long (ns), though it does not wait for memory."""
+        row = self.m.guest[guest]
+        row[memory.ACTIVE] = self.activity(guest, now)
+        row[memory.SINCE] = max(int(row[memory.SINCE]), now) + wait // int(row[memory.VCPUS])
+        self.change_activity(guest, now, float(self.m.level[guest]))
+
     def copies(self, guest: int) -> int:
         """Copies on write that the guest had to make."""
         return int(self.m.guest[guest, memory.COPIES])

@@ -107,7 +107,7 @@ class Tps(Scans):
     """VMware's transparent page sharing, and how ESX reclaims memory."""
 
     refused: ClassVar[tuple[str, ...]] = (
-        "kernel", "hz", "thp", "hugetlbfs", "zswap", "watermarks", "balloon", "ksmtuned", "mom",
+        "kernel", "hz", "thp", "hugetlbfs", "zswap", "watermarks", "balloon", "commit", "ksmtuned", "mom",
     )  # fmt: skip
 
     version: Literal["esx3", "esx4", "esxi5", "esxi6"] = "esxi6"
