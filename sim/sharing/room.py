@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.memory import pages as memory
+from sim.memory.compiled import quick
 from sim.memory.guest import Vm
 from sim.memory.huge import Daemon
 from sim.memory.pages import BLOCK, Float64, Int32, Int64, Memory, UInt8, UInt16
@@ -27,6 +28,9 @@ Number = TypeVar("Number", bound=np.generic)
 
 ROOM: Final = 4
 """Shared frames and due accesses that one step may need."""
+
+_next_event = quick(pressure.next_event)
+_run_until = quick(pressure.run_until)
 
 _FIRST_DUE: Final = 1024
 _MOST_GONE: Final = 1 << 16
@@ -271,9 +275,9 @@ class Room(ABC):
 
     def _run_guests(self, until: int) -> None:
         """Let guests' accesses and kswapd happen up to *until*. Raises OutOfFrames."""
-        while pressure.next_event(self.m, self.r) <= until:
+        while _next_event(self.m, self.r) <= until:
             self._make_room()
-            starved = int(pressure.run_until(self.m, self.r, until))
+            starved = int(_run_until(self.m, self.r, until))
             self._see_moves()
             if starved >= 0:
                 raise OutOfFrames(int(self.m.block[starved // BLOCK, memory.GUEST]), int(memory.next_due(self.m)))
