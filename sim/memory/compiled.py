@@ -50,6 +50,26 @@ def inlined(loop: Loop) -> Loop:
     return cast(Loop, _for_all_integers(dispatcher))
 
 
+def quick(loop: Loop) -> Loop:
+    """Call a compiled loop whose arguments have the same types every time.
+
+    numba finds the types of NamedTuples of arrays anew at each call, which takes longer than a short loop does.
+    """
+    entry: Callable[..., Any] | None = None
+
+    def call(*arguments: Any) -> Any:
+        nonlocal entry
+        if entry is not None:
+            return entry(*arguments)
+        result = loop(*arguments)
+        versions = [*cast(Any, loop).overloads.values()]
+        if len(versions) == 1:
+            entry = versions[0].entry_point
+        return result
+
+    return cast(Loop, call)
+
+
 def _for_all_integers(dispatcher: Any) -> Any:
     """Let compiled callers share one version: numba would make one for each constant and width of an argument."""
     template = dispatcher.get_call_template

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.memory import pages as memory
+from sim.memory.compiled import quick
 from sim.memory.guest import Vm
 from sim.memory.huge import Daemon
 from sim.memory.pages import BLOCK, Float64, Int32, Int64, Memory, UInt8, UInt16
@@ -31,6 +32,9 @@ Number = TypeVar("Number", bound=np.generic)
 
 ROOM: Final = 4
 """Shared frames and due accesses that one step may need."""
+
+_next_event = quick(pressure.next_event)
+_run_until = quick(pressure.run_until)
 
 _NO_END: Final = 1 << 62
 _FIRST_DUE: Final = 1024
@@ -353,9 +357,9 @@ class Room:
             if starved >= 0:
                 raise self._starved(starved)
             return
-        while pressure.next_event(self.m, self.r) <= until:
+        while _next_event(self.m, self.r) <= until:
             self._make_room()
-            starved = int(pressure.run_until(self.m, self.r, until))
+            starved = int(_run_until(self.m, self.r, until))
             self._see_moves()
             if starved >= 0:
                 raise self._starved(starved)

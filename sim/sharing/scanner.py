@@ -8,6 +8,7 @@ from typing import Final, cast
 import numpy as np
 
 from sim.memory import pages as memory
+from sim.memory.compiled import quick
 from sim.memory.guest import Vm
 from sim.memory.pages import BLOCK, Int32, Int64
 from sim.sharing import ksm_pass as ksmd
@@ -24,6 +25,8 @@ _SLICE: Final = MILLISECOND
 ROW_COUNTERS: Final = ksmd.SNAPSHOT
 ROW_COUNTS: Final = ksmd.SNAPSHOT + ksmd.COUNTERS
 ROW: Final = ROW_COUNTS + memory.COUNTS
+
+_advance = quick(ksmd.advance)
 
 _KNOBS: Final = {
     "run": ksmd.RUN,
@@ -120,7 +123,8 @@ class Scanner(Room):
         super().write(guest, pages, contents, now)
 
     def _see_moves(self) -> None:
-        ksmd.note_moves(self.m, self.k)
+        if self.m.counts[memory.GONE]:
+            ksmd.note_moves(self.m, self.k)
 
     def _unmerge(self, guest: int, first: int, pages: int, now: int) -> bool:
         """Unmerge a range of a guest's pages. Returns whether there were frames enough."""
@@ -277,7 +281,7 @@ class Scanner(Room):
 
     def _run(self, horizon: int, batch_only: bool) -> Iterator[Int64]:
         while True:
-            why = ksmd.advance(self.m, self.k, horizon, batch_only)
+            why = _advance(self.m, self.k, horizon, batch_only)
             logged = int(self.k.n[ksmd.LOGGED])
             if logged:
                 self.k.n[ksmd.LOGGED] = 0
