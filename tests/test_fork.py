@@ -71,7 +71,14 @@ def test_writes_that_were_due_come_later_by_the_time_of_a_fork():
     pages, rate = 20_000, 4.0
     parent = guest("program", part("all", pages, writes={"rate": f"{rate}/s"}), pages=pages)
     idle = {"every": "1h", "levels": [0]}
-    child = {"name": "child", "count": 2, "every": "100ms", "memory": size(pages), "fork_of": "program", "activity": idle}
+    child = {
+        "name": "child",
+        "count": 2,
+        "every": "100ms",
+        "memory": size(pages),
+        "fork_of": "program",
+        "activity": idle,
+    }
     result = run(parent, child, duration="300ms", sample_every="10ms", ksm={"run": 0}, prices="redis-xen-pv")
 
     lost = pages * XEN_NS / 1e9

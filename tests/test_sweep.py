@@ -121,6 +121,46 @@ def test_blocks_come_one_after_the_other_and_fill_up_with_what_stands_in_the_sce
     ]
 
 
+SYSTEMS = {
+    "as it stands": {},
+    "slow, and few": {"hosts.0.ksm.pages_to_scan": 5, "vms.web.count": 1},
+    "another host": {"hosts.0": {"memory": "1GiB", "ksm": {"run": 0}}, "hosts.0.cores": 4},
+}
+
+
+@given(st.lists(st.sampled_from(sorted(SYSTEMS)), min_size=1, unique=True), st.booleans())
+@settings(max_examples=20)
+def test_an_alternative_is_the_scenario_with_all_that_it_sets(names: list[str], other: bool) -> None:
+    axes = {"seed": [1, 2]} if other else {}
+
+    points = swept({"system": {name: SYSTEMS[name] for name in names}, **axes}).points
+
+    assert [point.settings["system"] for point in points] == [name for name in names for _ in range(1 + other)]
+    for point in points:
+        written = document.Document("", BASE)
+        for path, value in [*SYSTEMS[point.settings["system"]].items(), ("seed", point.settings.get("seed", 1))]:
+            written = written.override(f"{path}={document.dump_line(value)}")
+        assert point.scenario == sim.parse(written.data)
+
+
+def test_a_block_without_the_axis_of_alternatives_is_the_scenario_as_written() -> None:
+    points = swept([{"system": {"slow": SYSTEMS["slow, and few"]}}, {"seed": [7]}]).points
+
+    assert [point.settings for point in points] == [{"system": "slow", "seed": 1}, {"system": "as written", "seed": 7}]
+    assert [point.scenario.vms[0].count for point in points] == [1, 2]
+
+
+def test_alternatives_are_a_column_and_are_computed_once(small: Path) -> None:
+    scenario = document.dump({**BASE, "expect": [], "sweep": {"system": SYSTEMS}})
+    Path("small.yaml").write_text(scenario)
+
+    first = call("sweep", "small.yaml", "--no-report", "--jobs", "1")
+    again = call("sweep", "small.yaml", "--no-report", "--jobs", "1")
+
+    assert list(pd.read_parquet(table_of(first))["system"]) == list(SYSTEMS)
+    assert "3 of them known" in again.stderr
+
+
 def test_a_sweep_changes_neither_the_scenario_nor_its_result() -> None:
     alone = sim.parse(BASE)
 

@@ -38,8 +38,8 @@ class Reign(NamedTuple):
 def memory_axis(table: pd.DataFrame, axes: Sequence[str]) -> str | None:
     """The axis that is the memory of a host, if the sweep gives it enough values beside another axis."""
     for axis in axes:
-        where, *_, last = axis.split(".")
-        if (where, last) == ("hosts", "memory") and table[axis].nunique() >= _FEWEST and len(axes) > 1:
+        keys = axis.split(".")
+        if (keys[0], keys[-1]) == ("hosts", "memory") and table[axis].nunique() >= _FEWEST and len(axes) > 1:
             return axis
     return None
 

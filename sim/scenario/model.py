@@ -44,8 +44,9 @@ class Scenario(Block):
     expect: tuple[ExpectationText, ...] = ()
     """What must hold at the end: metric, comparison, value."""
     sweep: Axes | tuple[Axes, ...] = Field(default_factory=dict)
-    """For `overcommit sweep`: paths, as in `--set`, and the values each takes, in every combination; or a list of
-    such blocks, one after the other."""
+    """For `overcommit sweep`: paths, as in `--set`, and the values each takes, in every combination; an axis of
+    alternatives has a name of its own, and under each alternative's name the paths that it sets. Or a list of such
+    blocks, one after the other."""
     published: tuple[Figure, ...] = ()
     """For `overcommit published`: what others measured, to which the runs are held."""
 
