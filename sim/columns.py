@@ -111,6 +111,14 @@ ESX_COUNTERS: tuple[Column, ...] = (
     Column("guest_swpin", "int64", "pages", "pages with data that guests brought back then, since the start"),
 )
 
+SMALL_PAGES_COUNTERS: tuple[Column, ...] = (
+    Column("pages_patched", "int64", "pages", "pages kept as the difference from a similar page"),
+    Column("pages_compressed", "int64", "pages", "pages that Difference Engine keeps compressed"),
+    Column("patches", "int64", "pages", "pages that became such a difference, since the start"),
+    Column("compressions", "int64", "pages", "pages that Difference Engine compressed, since the start"),
+    Column("rebuilds", "int64", "pages", "pages that an access brought back from either, since the start"),
+)
+
 SAMPLES: tuple[Column, ...] = (
     TIME,
     HOST,
@@ -129,6 +137,7 @@ SAMPLES: tuple[Column, ...] = (
     _memory("mem_pool_bytes", "what compressed pages take: of zram, zswap or ESX"),
     _memory("mem_writeback_bytes", "frames whose pages are on their way to swap"),
     *ESX_COUNTERS,
+    *SMALL_PAGES_COUNTERS,
     _memory("mem_reserved_bytes", "huge pages set aside in hugetlbfs that no guest uses"),
     _memory("mem_used_bytes", "private + shared + metadata + reserved + pool + writeback"),
     _memory("mem_free_bytes", "total - used"),

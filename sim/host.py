@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -295,6 +295,7 @@ class Machine:
         self.committed = 0
         self.running = 0
         self.space = ContentSpace()
+        self.families = ContentSpace()
         self.captures = self._load_captures()
         self.commons: dict[str, Int64] = {}
         """Contents that several captures of a data set have."""
@@ -319,7 +320,10 @@ class Machine:
             cold_milli=round(self.prices.cold_caches.factor * 1000), squeeze=self._squeeze(),
         )  # fmt: skip
         self.scanner = make(host.scanner, site)
-        self.scanner.sources += [each.behaviour()(each, self.scanner, site) for each in host.sources.values()]
+        for each in host.sources.values():
+            at_source = each.behaviour()
+            paid = replace(site, work_ps=self._work_prices(at_source.WORK))
+            self.scanner.sources.append(at_source(each, self.scanner, paid))
 
     def _node_of(self, each: Assignment, index: int) -> int:
         return (each.vm.numa_node if each.vm.numa_node is not None else index) % self.host.numa_nodes
@@ -403,7 +407,8 @@ class Machine:
         from sim.sharing.room import Squeeze
 
         swap, _zswap = self.host.swap, self.host.zswap
-        if swap is None and all(guest.vm.memory_limit is None for guest in self.guests):
+        keeps_all = not self.host.scanner.packs and all(guest.vm.memory_limit is None for guest in self.guests)
+        if swap is None and keeps_all:
             return None
         return Squeeze(
             watermarks=self.host.watermarks.pages(self.host.memory),
@@ -562,6 +567,8 @@ class Machine:
             image = self.captures[vm.content.path] if isinstance(vm.content, Captured) else vm.content
             packed = packed_of(image, algorithm, self.seed, guest.name, vm.pages, self._places_of(vm))
             self.scanner.set_packed(guest.index, packed)
+        if self.host.scanner.wants_similar and isinstance(vm.content, Synthetic):
+            self.scanner.set_similar(guest.index, *vm.content.similar(vm.memory, guest.places, self.families))
         if vm.huge_pages == "hugetlbfs":
             contents[contents == UNTOUCHED] = 0
         elif vm.mergeable:

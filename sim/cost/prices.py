@@ -172,6 +172,19 @@ class Llc(Block):
     """Measurement, or manual."""
 
 
+class SmallPages(Block):
+    """Work of Difference Engine, which keeps pages small."""
+
+    patch: Price
+    """Finding the difference of a page from a similar one, with the search for that one."""
+    unpatch: Price
+    """Building a page from its difference, paid by the guest."""
+    compress: Price
+    """Compressing a page."""
+    uncompress: Price
+    """Decompressing a page, paid by the guest."""
+
+
 class Prices(Block):
     """CPU time of every kind of work."""
 
@@ -245,6 +258,8 @@ class Prices(Block):
     """What the last-level cache saves; where a set does not price it, the bundled default does."""
     zram: Mapping[str, Compressor] = Field(default_factory=dict)
     """Algorithms of zram by their name in the kernel; those that a set does not price, the bundled default does."""
+    small_pages: SmallPages | None = None
+    """Pages kept small by Difference Engine; where a set does not price them, xen-2008 does."""
     paging: Paging | None = None
     """Swapping without the device; where a set does not price it, the bundled default does."""
     swap: SwapDevice | None = None
@@ -263,7 +278,7 @@ class Prices(Block):
 
     def picoseconds(self, kind: str) -> int:
         """The price of one kind of work."""
-        price: Price = getattr(self, kind)
+        price: Price = getattr(small_pages(self) if kind in SmallPages.model_fields else self, kind)
         return round(price.ns * 1000)
 
 
@@ -299,6 +314,13 @@ def llc(prices: Prices) -> Llc:
 def compressor(prices: Prices, algorithm: str) -> Compressor:
     """What an algorithm of zram costs by this set, or else by the bundled default."""
     return prices.zram.get(algorithm) or load(DEFAULT).zram[algorithm]
+
+
+def small_pages(prices: Prices) -> SmallPages:
+    """What keeping pages small costs by this set, or else by the one with Difference Engine's own figures."""
+    found = prices.small_pages or load("xen-2008").small_pages
+    assert found is not None  # that set has them
+    return found
 
 
 def paging(prices: Prices) -> Paging:

@@ -44,6 +44,9 @@ UNTOUCHED: Final = -(1 << 31)
 OWN: Final = -2
 """Content of a page that equals no other page, until its first write."""
 
+UNIT_BYTES: Final = 16
+"""Steps in which sizes of pages that are kept small are told apart."""
+
 NEVER_TOUCHED: Final = 255
 """In a captured image, for a page that no snapshot has."""
 MOST_BYTES: Final = 1 << 34
@@ -201,6 +204,16 @@ def _zipf_pieces(pages: int, rate: float, exponent: float) -> list[tuple[int, fl
     return list(zip(ends.tolist(), rates.tolist(), strict=True))
 
 
+class Similar(Block):
+    """Pages of a part that resemble others without being equal, for Difference Engine; a page keeps this whatever is
+    written to it."""
+
+    pages: int = Field(ge=2)
+    """How many pages of the part resemble each other: it falls into families of so many."""
+    patch: Bytes = Field(gt=0, le=PAGE_BYTES)
+    """What a page takes as the difference from another one of its family, in steps of 16 bytes."""
+
+
 class Part(Block):
     """One part of a synthetic image; exactly one of pool, duplicates, zero and untouched may be given."""
 
@@ -226,6 +239,8 @@ class Part(Block):
     """Random writes."""
     reads: Reads | None = None
     """Accesses that change nothing."""
+    similar: Similar | None = None
+    """Pages resemble each other; with a pool those of all parts with that pool do."""
     compresses_to: Share | None = None
     """Size of each page under LZ4, as a share of the page, for zram and zswap; 0% is a page of one repeated word.
     Unless given, sizes are drawn from those of captured guests' pages, 44% on average."""
@@ -242,6 +257,8 @@ class Part(Block):
                 raise At(kind, f"nobody {kind} free pages", "use a burst to bring them into use")
         if self.file and (self.zero or self.untouched):
             raise At("file", "what was read from a file is neither empty nor untouched", "remove it")
+        if self.similar and (self.zero or self.untouched):
+            raise At("similar", "pages of zeros are equal, and untouched ones hold nothing", "remove it")
         if self.free and self.untouched:
             raise At("free", "what was never touched is free by itself", "remove it")
         if self.reads and self.reads.order == "loop" and self.run:
@@ -307,6 +324,21 @@ class Synthetic(Block):
         """Contents that this guest alone has several times."""
         sizes = ((pages_of(part.size, memory // PAGE_BYTES), part.duplicates) for part in self.parts)
         return sum(-(-size // each) for size, each in sizes if each)
+
+    def similar(
+        self, memory: int, places: Mapping[str, PageNumbers], space: ContentSpace
+    ) -> tuple[Contents, npt.NDArray[np.uint8]]:
+        """Of each page the number of its family in *space*, 0 none, and the size of a difference in units."""
+        family = np.zeros(memory // PAGE_BYTES, np.int32)
+        patch = np.zeros(memory // PAGE_BYTES, np.uint8)
+        for part in self.parts:
+            where = places[part.name]
+            if part.similar and len(where):
+                number = np.arange(len(where)) // part.similar.pages
+                families = int(number[-1]) + 1
+                family[where] = space.pool(part.pool, families)[number] if part.pool else space.some(families) + number
+                patch[where] = min(-(-part.similar.patch // UNIT_BYTES), 255)
+        return family, patch
 
     def free(self, memory: int, places: Mapping[str, PageNumbers]) -> npt.NDArray[np.bool_]:
         """Whether the guest has each page on its list of free pages when it starts."""

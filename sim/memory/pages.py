@@ -28,10 +28,10 @@ PRESENT, MERGEABLE, SHARED, ZERO, DUE, SWAPPED, DUE_READ, SLOT = 1, 2, 4, 8, 16,
 """Bits of `Memory.place`; DUE and DUE_READ mark a page whose next write or read is already on the list of what is due;
 SLOT a page that is present and has an equal copy in swap."""
 
-ACTIVE_LIST, REFERENCED, YOUNG, WORKINGSET, READ_AHEAD, POOLED, UNLISTED = 1, 2, 4, 8, 16, 32, 64
+ACTIVE_LIST, REFERENCED, YOUNG, WORKINGSET, READ_AHEAD, POOLED, UNLISTED, PATCHED = 1, 2, 4, 8, 16, 32, 64, 128
 """Bits of `Memory.seen`: on the active list; found accessed once; accessed at a known moment since it was looked at;
 has been on the active list; was read from swap before anyone asked for it; is swapped out and compressed in memory; is
-a shared frame on no list, for it cannot be reclaimed."""
+a shared frame on no list, for it cannot be reclaimed; is POOLED as the difference from another page."""
 
 NEVER = -(1 << 31)
 """No content: no checksum yet, or a page that was never touched."""
@@ -51,8 +51,8 @@ PSWPIN, PSWPOUT, SWPIN_ZERO, SWPOUT_ZERO, THP_SWPOUT, KSM_SWPIN_COPY, SWAP_RA, S
 PGSCAN_KSWAPD, PGSCAN_DIRECT, PGSTEAL_KSWAPD, PGSTEAL_DIRECT, ALLOCSTALL = range(38, 43)
 PGMAJFAULT, REFAULT, REFAULT_ACTIVE = range(43, 46)
 PSI_SOME, PSI_FULL, KSWAPD_PS, DIRECT_PS, SWAP_PS, STALLED_NS = range(46, 52)
-POOLED_PAGES, ZSWPIN, ZSWPOUT, ZSWPWB, KSM_STAYS = range(52, 57)
-COUNTS = 57
+POOLED_PAGES, ZSWPIN, ZSWPOUT, ZSWPWB, KSM_STAYS, UNPATCHED, POOL_HAS_NO_SLOTS = range(52, 59)
+COUNTS = 59
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
 DIRTY, GUEST, LOOKED, HUGE, ADJACENT = range(5)
@@ -70,8 +70,8 @@ NEXT, PREVIOUS, STAMP = range(3)
 LRU_COLUMNS = 3
 OWNER, RING, SEEN = range(3, 6)
 FRAME_LRU_COLUMNS = 6
-OBJECTS, ZSPAGE_PAGES, STORED = range(1, 4)
-ZSPAGE_COLUMNS = 4
+OBJECTS, ZSPAGE_PAGES, WEIGHT, STORED = range(1, 5)
+ZSPAGE_COLUMNS = 5
 WRITES, READS, PERIOD, LOOP_FIRST, LOOP_PAGES, LOWEST, SPAN = range(7)
 ACCESS_COLUMNS = 7
 TIME, ACTIVE_TIME, PAGE = range(3)
@@ -102,8 +102,8 @@ class Memory(NamedTuple):
     #             ring; STAMP when it was last looked at, of a swapped page the AGE of its guest when that happened
     seen: UInt8  # (pages,), empty without LRU: bits ACTIVE_LIST REFERENCED YOUNG WORKINGSET READ_AHEAD POOLED
     packed: UInt8  # (pages,), empty where nothing is compressed: size in units of 16 bytes, see reclaim/compression.py
-    zspage: Int64  # (256, ZSPAGE_COLUMNS): for each `packed` its class, OBJECTS and PAGES of a zspage; for each class
-    #                how many are STORED
+    zspage: Int64  # (256, ZSPAGE_COLUMNS): for each `packed` its class, OBJECTS and PAGES of a zspage, and the WEIGHT
+    #                of such a page in objects; for each class how many are STORED
     frame_lru: Int32  # (shared frames, FRAME_LRU_COLUMNS), empty without LRU: as lru; OWNER the guest it is charged to,
     #                   RING page + 1 of a mapper, SEEN as seen; of a swap entry SEEN POOLED and STAMP its `packed`
     gone: Int32  # (GONE entries,) mergeable pages that were swapped out (page + 1) or came back (-(page + 1)) of late
@@ -687,27 +687,32 @@ def unmap_to_swap(m: Memory, page: int, now: int) -> None:
 
 
 @inlined
+def pool_pages(m: Memory, packed: int, stored: int) -> int:
+    """Frames that so many objects of this size take."""
+    zspages = (stored + m.zspage[packed, OBJECTS] - 1) // m.zspage[packed, OBJECTS]
+    return int(zspages * m.zspage[packed, ZSPAGE_PAGES])
+
+
+@inlined
 def pool_growth(m: Memory, packed: int) -> int:
     """Frames that one more compressed page of this size takes: none, or those of a zspage."""
-    kind = m.zspage[packed, 0]
-    return int(m.zspage[packed, ZSPAGE_PAGES] if m.zspage[kind, STORED] % m.zspage[packed, OBJECTS] == 0 else 0)
+    stored = m.zspage[m.zspage[packed, 0], STORED]
+    return pool_pages(m, packed, stored + m.zspage[packed, WEIGHT]) - pool_pages(m, packed, stored)
 
 
 @compiled
 def pool_add(m: Memory, packed: int) -> None:
     """Store one more compressed page of this size in memory."""
     m.counts[POOL] += pool_growth(m, packed)
-    m.zspage[m.zspage[packed, 0], STORED] += 1
+    m.zspage[m.zspage[packed, 0], STORED] += m.zspage[packed, WEIGHT]
     m.counts[POOLED_PAGES] += 1
 
 
 @compiled
 def pool_remove(m: Memory, packed: int) -> None:
     """Forget a compressed page of this size; those that are left are taken to lie close together."""
-    kind = m.zspage[packed, 0]
-    m.zspage[kind, STORED] -= 1
-    if m.zspage[kind, STORED] % m.zspage[packed, OBJECTS] == 0:
-        m.counts[POOL] -= m.zspage[packed, ZSPAGE_PAGES]
+    m.zspage[m.zspage[packed, 0], STORED] -= m.zspage[packed, WEIGHT]
+    m.counts[POOL] -= pool_growth(m, packed)
     m.counts[POOLED_PAGES] -= 1
 
 
@@ -777,7 +782,7 @@ def leave_swap(m: Memory, page: int) -> int:
         m.counts[SLOTS_USED] -= 1
         if m.seen[page] & POOLED:
             pool_remove(m, m.packed[page])
-    m.seen[page] &= ~POOLED
+    m.seen[page] &= ~(POOLED | PATCHED)
     m.place[page] &= ~(SWAPPED | SHARED)
     m.counts[SWAPPED_PAGES] -= 1
     m.guest[m.block[page // BLOCK, GUEST], OUT] -= 1

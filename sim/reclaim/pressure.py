@@ -52,6 +52,7 @@ from sim.memory.pages import (
     OWNER,
     PAGE,
     PAGES,
+    PATCHED,
     PERIOD,
     PGMAJFAULT,
     PGSCAN_DIRECT,
@@ -59,7 +60,9 @@ from sim.memory.pages import (
     PGSTEAL_DIRECT,
     PGSTEAL_KSWAPD,
     POOL,
+    POOL_HAS_NO_SLOTS,
     POOLED,
+    POOLED_PAGES,
     PRESENT,
     PSI_FULL,
     PSI_SOME,
@@ -94,6 +97,7 @@ from sim.memory.pages import (
     THP_SPLIT,
     THP_SWPOUT,
     TIME,
+    UNPATCHED,
     VCPUS,
     WINDOW,
     WORKINGSET,
@@ -167,10 +171,12 @@ AWAKE, GOES_ON, PRIORITY, AT_GUEST, ROUND_SCANNED, ROUND_STOLEN, STOLEN, FAILURE
 # refuses them now, CPU time (ns) of a page's way in and out, and the ring of what it has; and the host time (ns) at
 # which the page that was given to the device last will be written, ...
 POOL_MOST, POOL_AGAIN, POOL_FULL, POOL_IN_NS, POOL_OUT_NS, OLDEST, QUEUED, WRITTEN = range(28, 36)
+# ... what a page costs that is kept as the difference from another (ns), ...
+PATCH_IN_NS = 36
 # ... and the access under way: how long it waits, how much of that is pressure, who reclaims next; and the host time
 # (ns) up to which pressure is counted, and until which somebody is known to wait.
 WAIT, PRESSURE_NS, DIRECT_GUEST, COUNTED, SOME_UNTIL = range(23, 28)
-NUMBERS = 36
+NUMBERS = 37
 
 
 class Pressure(NamedTuple):
@@ -378,7 +384,8 @@ def uses(m: Memory, entry: int, now: int) -> int:
 @inlined
 def slots_left(m: Memory) -> int:
     """Slots of swap that nobody uses."""
-    return int(m.counts[SWAP_SLOTS] - m.counts[SLOTS_USED])
+    without = m.counts[POOLED_PAGES] if m.counts[POOL_HAS_NO_SLOTS] else 0
+    return int(m.counts[SWAP_SLOTS] - m.counts[SLOTS_USED] + without)
 
 
 @inlined
@@ -818,10 +825,13 @@ def fault_in(m: Memory, r: Pressure, page: int, now: int) -> bool:
         m.counts[KSM_SWPIN_COPY] += 1
     elif (m.frame[m.held[page], CONTENT] if m.place[page] & SHARED else m.held[page]) == 0:
         m.counts[SWPIN_ZERO] += 1
-    elif r.n[POOL_MOST] and in_pool(m, page):
+    elif not r.n[SYNCHRONOUS] and in_pool(m, page):
+        patched = m.seen[page] & PATCHED != 0
+        spent = r.n[PATCH_IN_NS] if patched else r.n[POOL_IN_NS]
         m.counts[ZSWPIN] += 1
-        m.counts[SWAP_PS] += 1000 * r.n[POOL_IN_NS]
-        r.n[WAIT] += r.n[POOL_IN_NS]
+        m.counts[UNPATCHED] += patched
+        m.counts[SWAP_PS] += 1000 * spent
+        r.n[WAIT] += spent
     else:
         m.counts[PSWPIN] += 1
         m.counts[SWAP_PS] += 1000 * r.n[IN_NS]

@@ -8,11 +8,14 @@ from typing import Final, get_args, get_type_hints
 from pydantic import model_validator
 
 from sim.errors import At
+from sim.sharing.difference_engine import DifferenceEngine
 from sim.sharing.ksm import Ksm
 from sim.sharing.mechanism import Mechanism, Scans, Source
 from sim.sharing.mergemem import Mergemem
 from sim.sharing.page_combining import PageCombining
+from sim.sharing.satori import Satori
 from sim.sharing.tps import Tps
+from sim.sharing.xen import Xen
 from sim.units import Block
 
 
@@ -24,6 +27,15 @@ class Sharing(Block):
 
     tps: Tps | None = None
     """VMware's transparent page sharing, on a host with ESX."""
+
+    xen: Xen | None = None
+    """Page sharing under Xen, by an engine that goes through all memory in rounds."""
+
+    satori: Satori | None = None
+    """Satori for Xen: what guests read from a virtual disk is shared at the read."""
+
+    difference_engine: DifferenceEngine | None = None
+    """Difference Engine for Xen: equal pages shared, similar ones kept as differences, unused ones compressed."""
 
     page_combining: PageCombining | None = None
     """Windows' page combining, within one system."""

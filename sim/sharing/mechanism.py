@@ -50,6 +50,10 @@ class Scans(Mechanism):
     """A mechanism that looks for equal pages; a host has one at most. This one finds none."""
 
     refused: ClassVar[tuple[str, ...]] = ("ksmtuned", "mom")
+    packs: ClassVar[bool] = False
+    """Whether it takes pages from guests by itself and keeps them small."""
+    wants_similar: ClassVar[bool] = False
+    """Whether it must know which pages resemble each other."""
 
     @property
     def compressor(self) -> Algorithm | None:

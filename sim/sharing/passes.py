@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from sim.memory import pages as memory
 from sim.memory.guest import Vm
 from sim.memory.pages import END_OF_TIME, Int32, Int64
 from sim.sharing import equal_pages
 from sim.sharing.mergemem import Mergemem
 from sim.sharing.page_combining import PageCombining
 from sim.sharing.room import Room, Site
+from sim.sharing.xen import Xen
 from sim.units import SECOND
 
-_TURN: Final = SECOND
+TURN: Final = SECOND
 _MERGING: Final = [equal_pages.W_COMPARE_BYTE, equal_pages.W_MERGE, equal_pages.W_PROMOTE]
 _PASSES, _VISITS, _SCAN_PS, _MERGE_PS = range(Room.ROW, Room.ROW + 4)
 
@@ -29,7 +31,7 @@ _PASSES, _VISITS, _SCAN_PS, _MERGE_PS = range(Room.ROW, Room.ROW + 4)
 class Passes(Room, ABC):
     """Memory of one host that is looked at in passes. A subclass says when, and at what."""
 
-    WORK = equal_pages.WORK
+    WORK: ClassVar[tuple[str, ...]] = equal_pages.WORK
     ROW = Room.ROW + 4
     splits = False
     """Whether huge pages are taken apart for a page that can be shared, or left alone."""
@@ -51,9 +53,13 @@ class Passes(Room, ABC):
     def following(self, began: int) -> int:
         """When the pass after the one that *began* then begins (-1: the first one); END_OF_TIME for never."""
 
-    @abstractmethod
     def chosen(self) -> tuple[Int64, Int32]:
-        """Pages that a pass looks at, in order; each shares with equal ones of its group, and those stand together."""
+        """Pages that a pass looks at, in order; each shares with equal ones of its group, and those stand together.
+
+        All pages of all guests unless a subclass chooses others.
+        """
+        pages = [np.arange(span.start, span.stop) for span in map(self.pages_of, self.vms)]
+        return ordered(pages, [np.zeros(len(each), np.int64) for each in pages])
 
     def add(
         self, guest: int, pages: int, *, vm: Vm, key: int, now: int, level: float, node: int, thp: bool
@@ -81,15 +87,23 @@ class Passes(Room, ABC):
             now = self._wake
             if self._began < 0:
                 self._began = now
-                self._left = self.chosen()
-            pages, groups = self._left
-            done = self.look_at(self._equal, pages, now, groups, _TURN * 1000)
-            self._left = pages[done:], groups[done:]
-            self._wake = now + _TURN
-            if done == len(pages):
+                self.begin_pass()
+            self._wake = now + TURN
+            if self.turn(now):
                 self._passes += 1
                 self._wake, self._began = max(self.following(self._began), now + 1), -1
                 yield self.snapshot(now)[np.newaxis]
+
+    def begin_pass(self) -> None:
+        """A pass begins."""
+        self._left = self.chosen()
+
+    def turn(self, now: int) -> bool:
+        """Go on with the pass for one turn. Returns whether it is done."""
+        pages, groups = self._left
+        done = self.look_at(self._equal, pages, now, groups, TURN * 1000)
+        self._left = pages[done:], groups[done:]
+        return done == len(pages)
 
     def snapshot(self, now: int) -> Int64:
         """See `Room`."""
@@ -133,7 +147,7 @@ class SameNames(Passes):
             span = self.pages_of(guest)
             pages.append(np.arange(span.start, span.stop))
             groups.append(np.arange(vm.pages) * len(names) + names.index(vm.name))
-        return _ordered(pages, groups)
+        return ordered(pages, groups)
 
 
 class PrivatePages(Passes):
@@ -152,10 +166,35 @@ class PrivatePages(Passes):
             own = np.flatnonzero(~self.files[guest]) + self.pages_of(guest).start
             pages.append(own)
             groups.append(np.full(len(own), guest if self.settings.within == "guest" else 0))
-        return _ordered(pages, groups)
+        return ordered(pages, groups)
 
 
-def _ordered(pages: list[Int64], groups: list[Int64]) -> tuple[Int64, Int32]:
+class Rounds(Passes):
+    """A content scanner under Xen."""
+
+    settings: Xen
+    splits = True
+
+    def add(
+        self, guest: int, pages: int, *, vm: Vm, key: int, now: int, level: float, node: int, thp: bool
+    ) -> None:  # fmt: skip
+        """See `Room`; memory comes in superpages where Xen has them."""
+        large = bool(self.settings.superpages) and vm.huge_pages == "madvise"
+        super().add(guest, pages, vm=vm, key=key, now=now, level=level, node=node, thp=large)
+
+    def following(self, began: int) -> int:
+        """See `Passes`."""
+        return max(began, 0) + self.settings.every
+
+    def chosen(self) -> tuple[Int64, Int32]:
+        """See `Passes`; each guest is a group of its own if it is looked at by itself."""
+        pages, groups = super().chosen()
+        if self.settings.within == "guest":
+            groups = self.m.block[pages // memory.BLOCK, memory.GUEST].astype(np.int32)
+        return pages, groups
+
+
+def ordered(pages: list[Int64], groups: list[Int64]) -> tuple[Int64, Int32]:
     """Pages and their groups as one list, group by group."""
     if not pages:
         return np.empty(0, np.int64), np.empty(0, np.int32)

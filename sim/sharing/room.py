@@ -171,7 +171,8 @@ class Room:
             due=np.zeros((_FIRST_DUE + 2 * spare, memory.DUE_COLUMNS), np.int64),
             counts=np.zeros(memory.COUNTS, np.int64),
         )
-        self.m.zspage[:, : memory.STORED] = zsmalloc_classes()
+        self.m.zspage[:, : memory.WEIGHT] = zsmalloc_classes()
+        self.m.zspage[:, memory.WEIGHT] = 1
         self.m.counts[memory.LIMIT] = site.frames
         self.m.counts[memory.FREE_FRAME] = -1
         self.m.counts[memory.REUSE_LAST_MAPPER] = site.kernel.reuse_last_mapper
@@ -394,6 +395,9 @@ class Room:
     def set_packed(self, guest: int, packed: UInt8) -> None:
         """Say how small each page becomes when it is compressed (see reclaim/compression.py)."""
         self.m.packed[self.pages_of(guest)] = packed
+
+    def set_similar(self, guest: int, family: Int32, patch: UInt8) -> None:
+        """Say which pages resemble each other, and how small the difference is (see `Synthetic.similar`)."""
 
     def change_activity(self, guest: int, now: int, level: float) -> None:
         """Scale the guest's random writes from now on."""

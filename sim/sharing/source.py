@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 class AtSource:
     """Shares pages of a room where they come from. Times are host times in ns."""
+
+    WORK: ClassVar[tuple[str, ...]] = ()
+    """Kinds of work that it is paid for; each has a price (see cost/prices.py)."""
 
     every: int | None = None
     """Time (ns) from one `act` to the next; it never acts by itself unless given."""
@@ -45,3 +48,26 @@ class AtSource:
         before = int(self._equal.n[equal_pages.SHARES])
         self.room.look_at(self._equal, pages, now)
         return int(self._equal.n[equal_pages.SHARES]) - before
+
+
+class AtRead(AtSource):
+    """Satori."""
+
+    WORK = equal_pages.WORK
+
+    def __init__(self, settings: Source, room: Room, site: Site) -> None:
+        """See `AtSource`."""
+        super().__init__(settings, room, site)
+        self._equal = equal_pages.table(site.contents, site.guests, site.work_ps)
+
+    def came(self, guest: int, pages: Int64, now: int) -> None:
+        """See `AtSource`; what was read from the disk is hashed and shared."""
+        read = pages[self.room.files[guest][pages]]
+        self.share(read + self.room.pages_of(guest).start, now)
+        done, price = self._equal.n[equal_pages.DONE :], self._equal.n[equal_pages.PRICE : equal_pages.DONE]
+        self.cpu_ns = int((done * price).sum()) // 1000
+
+    def left(self, guest: int) -> None:
+        """See `AtSource`."""
+        span = self.room.pages_of(guest)
+        equal_pages.forget_holders(self._equal, span.start, span.stop)

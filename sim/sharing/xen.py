@@ -1,0 +1,77 @@
+"""Page sharing under Xen by an engine that goes through all memory in rounds.
+
+Sources: Chiang, Li, Chiueh, VEE 2013 (Xen 4.1: a round a minute, 8 to 10 s for a guest of 4 GiB); Xen 4's own
+mem_sharing, which shares the pages it is told of, finds none by itself, and splits a superpage when one of its pages is
+shared. Assumed: the engine takes one core at most, and pages are found wherever they are unless it looks into one guest
+at a time, as in the published runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from sim.errors import At
+from sim.sharing.mechanism import Scans
+from sim.units import MINUTE, Duration, Switch
+
+if TYPE_CHECKING:
+    from sim.memory.guest import Vm
+    from sim.reclaim.swap import Swap
+    from sim.sharing.passes import Rounds
+
+NOT_XEN: tuple[str, ...] = ("kernel", "hz", "thp", "hugetlbfs", "zswap", "balloon", "ksmtuned", "mom")
+"""Settings of a host that are Linux' own."""
+
+
+def swap_faults(swap: Swap) -> Iterator[At]:
+    """What a swap daemon in Xen's first domain does not have."""
+    if swap.device == "zram":
+        yield At("device", "Xen has no zram", "write a disk, a file or a solid-state disk")
+
+
+def guest_faults(vm: Vm) -> Iterator[At]:
+    """Linux' own ways with guests."""
+    if vm.madvise:
+        yield At("madvise", "Xen takes no advice from its guests", "remove it or choose a host with KSM")
+    if vm.fork_of:
+        yield At("fork_of", "Xen does not fork its guests", "give these guests an image of their own")
+    if vm.memory_limit is not None:
+        yield At("memory_limit", "is a cgroup of Linux, which Xen does not have", "remove it")
+    if vm.balloon:
+        yield At("balloon", "is filled by oVirt's MOM", "remove it or choose a host with KSM")
+    if vm.free_page_reporting:
+        yield At("free_page_reporting", "Xen takes no reports of free pages", "remove it")
+
+
+class Xen(Scans):
+    """How often all memory is gone through, and what is compared."""
+
+    refused: ClassVar[tuple[str, ...]] = NOT_XEN
+
+    every: Duration = Field(default=MINUTE, gt=0)
+    """Time from the start of one round to that of the next."""
+    within: Literal["host", "guest"] = "host"
+    """host: pages of all guests share frames; guest: each guest is looked at by itself."""
+    superpages: Switch = 1
+    """Back guests with pages of 2 MiB until one of their pages is shared."""
+
+    def behaviour(self) -> type[Rounds]:
+        """A round every so often."""
+        from sim.sharing.passes import Rounds
+
+        return Rounds
+
+    def swap_faults(self, swap: Swap) -> Iterator[At]:
+        """See `swap_faults`."""
+        yield from swap_faults(swap)
+
+    def guest_faults(self, vm: Vm) -> Iterator[At]:
+        """See `guest_faults`."""
+        yield from guest_faults(vm)
+
+    def visits(self, guests: Sequence[tuple[int, int]]) -> float:
+        """Pages of guests of so many pages that live so long (ns), once in each round."""
+        return sum(pages * life / self.every for pages, life in guests)
