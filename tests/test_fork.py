@@ -94,8 +94,8 @@ def _copies(rate: float, seconds: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "ms_per_gib"), [("redis-physical", (9.0, 13.1)), ("redis-vmware", (12.8, 12.9)), ("redis-kvm", (23.3, 23.4)),
-                             ("redis-xen-pv", (239.3, 239.4))],
+    ("name", "ms_per_gib"), [("redis-physical", (9.0, 13.1)), ("redis-vmware", (12.8, 12.9)),
+                             ("redis-kvm", (23.3, 23.4)), ("redis-xen-pv", (239.3, 239.4))],
 )  # fmt: skip
 def test_published_times_of_forks_are_those_of_their_price_sets(name, ms_per_gib):
     page, _ = prices.fork(prices.load(name))

@@ -41,8 +41,6 @@ class Clock(Passes):
     WORK = (*_OWN, "patch", "compress", "unpatch", "uncompress")
     ROW = Passes.ROW + len(_COUNTERS)
 
-    settings: DifferenceEngine
-
     def __init__(self, settings: DifferenceEngine, site: Site) -> None:
         """*settings* are complete."""
         squeeze = site.squeeze if site.squeeze and site.squeeze.device else _NO_SWAP
@@ -80,7 +78,7 @@ class Clock(Passes):
         self.m.zspage[:, memory.WEIGHT] = units
         self.m.counts[memory.POOL_HAS_NO_SLOTS] = 1
         self.m.counts[memory.KEEPS_SLOTS] = 0
-        entries = int(self.m.counts[memory.LIMIT]) // self.settings.passes
+        entries = int(self.m.counts[memory.LIMIT]) // self.s.n[small.PASSES]
         self.m.counts[memory.METADATA] = entries * _ENTRY_BYTES
 
     # --- guests ---------------------------------------------------------------------------------------------------
@@ -119,10 +117,6 @@ class Clock(Passes):
         super()._end(guest)
 
     # --- scans ----------------------------------------------------------------------------------------------------
-
-    def following(self, began: int) -> int:
-        """See `Passes`."""
-        return max(began, 0) + self.settings.every
 
     def begin_pass(self) -> None:
         """Share first, then keep small what is left."""

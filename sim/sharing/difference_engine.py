@@ -7,7 +7,7 @@ scans, passes, limits and prices (table 2, price set `xen-2008`). `clock.py` has
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -16,7 +16,7 @@ from sim.columns import PAGE_BYTES
 from sim.errors import At
 from sim.memory.image import UNIT_BYTES
 from sim.sharing.kernels import Kernel
-from sim.sharing.mechanism import Scans
+from sim.sharing.mechanism import InPasses
 from sim.sharing.xen import NOT_XEN, guest_faults, swap_faults
 from sim.units import SECOND, Bytes, Duration, Switch, format_bytes
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sim.sharing.clock import Clock
 
 
-class DifferenceEngine(Scans):
+class DifferenceEngine(InPasses):
     """How often pages are looked at, and what is done with them."""
 
     refused: ClassVar[tuple[str, ...]] = NOT_XEN
@@ -70,6 +70,6 @@ class DifferenceEngine(Scans):
         """See `xen.guest_faults`."""
         yield from guest_faults(vm)
 
-    def visits(self, guests: Sequence[tuple[int, int]]) -> float:
-        """Pages of guests of so many pages that live so long (ns), once in each scan."""
-        return sum(pages * life / self.every for pages, life in guests)
+    def following(self, began: int | None) -> int:
+        """See `InPasses`."""
+        return (began or 0) + self.every

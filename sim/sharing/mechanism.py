@@ -6,8 +6,11 @@ number of `Source`s, which share pages where they come from (`source.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from sim.errors import At
 from sim.sharing.kernels import Kernel
@@ -69,6 +72,56 @@ class Scans(Mechanism):
     def visits(self, guests: Sequence[tuple[int, int]]) -> float:
         """Most pages that it can visit, for guests of so many pages that live so long (ns); not asked of KSM."""
         return 0.0
+
+
+class Looked(NamedTuple):
+    """A guest whose pages a pass may look at."""
+
+    guest: int
+    """Its number on the host."""
+    name: str
+    """Its kind's name."""
+    pages: int
+    files: npt.NDArray[np.bool_]
+    """(pages,) whether each holds what was read from a file, if the mechanism wants to know."""
+
+
+class InPasses(Scans):
+    """A mechanism that looks for equal pages in passes, at known moments; each takes the time that its work costs."""
+
+    splits: ClassVar[bool] = False
+    """Whether huge pages are taken apart for a page that can be shared, or left alone."""
+
+    def following(self, began: int | None) -> int | None:
+        """When (ns) the pass after the one that *began* then begins, or the first one; None for never."""
+        raise NotImplementedError
+
+    def groups(self, guests: Sequence[Looked]) -> Iterable[npt.NDArray[np.int64]]:
+        """For each guest the group of each of its pages, -1 to leave it alone: equal pages of a group share a frame.
+
+        Groups are looked at in order. All pages are of one group unless a mechanism says otherwise.
+        """
+        return [np.zeros(each.pages, np.int64) for each in guests]
+
+    def has_huge_pages(self, vm: Vm, asked: bool) -> bool:
+        """Whether the guest touches memory in huge pages; *asked* is what the host's `thp` says."""
+        return asked
+
+    def behaviour(self) -> type[Room]:
+        """See `Scans`."""
+        from sim.sharing.passes import Passes
+
+        return Passes
+
+    def visits(self, guests: Sequence[tuple[int, int]]) -> float:
+        """See `Scans`."""
+        first = self.following(None)
+        second = None if first is None else self.following(first)
+        visits = 0.0
+        for pages, life in guests:
+            if first is not None and life >= first:
+                visits += pages * (1 if second is None else 1 + (life - first) // (second - first))
+        return visits
 
 
 class Source(Mechanism):

@@ -7,18 +7,18 @@ away. Assumed: a checksum of each page is compared first, and the program has on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
-from sim.sharing.mechanism import Scans
+from sim.sharing.mechanism import InPasses, Looked
 from sim.units import MINUTE, Duration
 
-if TYPE_CHECKING:
-    from sim.sharing.passes import SameNames
 
-
-class Mergemem(Scans):
+class Mergemem(InPasses):
     """When its user runs it. Guests of one entry of `vms` are processes of one name."""
 
     refused: ClassVar[tuple[str, ...]] = ("thp", "hugetlbfs", "zswap", "balloon", "ksmtuned", "mom")
@@ -28,8 +28,13 @@ class Mergemem(Scans):
     every: Duration | None = Field(default=None, gt=0)
     """Time from one run to the next, if cron runs it; once only unless given."""
 
-    def behaviour(self) -> type[SameNames]:
-        """A pass at each of these times."""
-        from sim.sharing.passes import SameNames
+    def following(self, began: int | None) -> int | None:
+        """See `InPasses`."""
+        if began is None:
+            return self.at
+        return began + self.every if self.every else None
 
-        return SameNames
+    def groups(self, guests: Sequence[Looked]) -> Iterator[npt.NDArray[np.int64]]:
+        """A group for each name and address."""
+        names = sorted({each.name for each in guests})
+        yield from (np.arange(each.pages) * len(names) + names.index(each.name) for each in guests)

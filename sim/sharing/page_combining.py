@@ -8,18 +8,18 @@ core at most. Hyper-V shares nothing between its guests: each Windows combines i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
-from sim.sharing.mechanism import Scans
+from sim.sharing.mechanism import InPasses, Looked
 from sim.units import MINUTE, Duration
 
-if TYPE_CHECKING:
-    from sim.sharing.passes import PrivatePages
 
-
-class PageCombining(Scans):
+class PageCombining(InPasses):
     """Which memory belongs to one Windows, and how often it is combined."""
 
     refused: ClassVar[tuple[str, ...]] = ("ksmtuned", "mom")
@@ -31,8 +31,11 @@ class PageCombining(Scans):
     every: Duration = Field(default=15 * MINUTE, gt=0)
     """Time from the start of one pass to that of the next."""
 
-    def behaviour(self) -> type[PrivatePages]:
-        """A pass every so often."""
-        from sim.sharing.passes import PrivatePages
+    def following(self, began: int | None) -> int:
+        """See `InPasses`."""
+        return (began or 0) + self.every
 
-        return PrivatePages
+    def groups(self, guests: Sequence[Looked]) -> Iterator[npt.NDArray[np.int64]]:
+        """A group for each Windows, without what it read from files."""
+        for each in guests:
+            yield np.where(each.files, -1, each.guest if self.within == "guest" else 0)

@@ -1,4 +1,4 @@
-"""Mechanisms that look for equal pages in passes, at known moments: what they have in common, and what each looks at.
+"""Looking for equal pages in passes, at known moments, for mechanisms that say when, and at what.
 
 A pass goes through a list of pages. It takes the CPU time that its work costs, of one core at most, in turns of a
 second; what happens in a turn happens at its start.
@@ -6,21 +6,17 @@ second; what happens in a turn happens at its start.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.memory import pages as memory
 from sim.memory.guest import Vm
 from sim.memory.pages import END_OF_TIME, Int32, Int64
 from sim.sharing import equal_pages
-from sim.sharing.mergemem import Mergemem
-from sim.sharing.page_combining import PageCombining
+from sim.sharing.mechanism import InPasses, Looked
 from sim.sharing.room import Room, Site
-from sim.sharing.xen import Xen
 from sim.units import SECOND
 
 TURN: Final = SECOND
@@ -28,43 +24,35 @@ _MERGING: Final = [equal_pages.W_COMPARE_BYTE, equal_pages.W_MERGE, equal_pages.
 _PASSES, _VISITS, _SCAN_PS, _MERGE_PS = range(Room.ROW, Room.ROW + 4)
 
 
-class Passes(Room, ABC):
-    """Memory of one host that is looked at in passes. A subclass says when, and at what."""
+class Passes(Room):
+    """Memory of one host that is looked at in passes."""
 
     WORK: ClassVar[tuple[str, ...]] = equal_pages.WORK
     ROW = Room.ROW + 4
-    splits = False
-    """Whether huge pages are taken apart for a page that can be shared, or left alone."""
 
-    def __init__(self, settings: Any, site: Site) -> None:
+    def __init__(self, settings: InPasses, site: Site) -> None:
         """*settings* are complete for the kernel."""
         super().__init__(settings, site)
-        self.settings = settings
+        self._settings = settings
         self.vms: dict[int, Vm] = {}
         """Guests that run."""
         self._equal = equal_pages.table(site.contents, site.guests, site.work_ps)
-        self._equal.n[equal_pages.SPLITS] = self.splits
+        self._equal.n[equal_pages.SPLITS] = settings.splits
         self._left: tuple[Int64, Int32] = np.empty(0, np.int64), np.empty(0, np.int32)
         self._passes = 0
-        self._began = -1
-        self._wake = self.following(-1)
+        self._began: int | None = None
+        self._wake = self.following(None)
 
-    @abstractmethod
-    def following(self, began: int) -> int:
-        """When the pass after the one that *began* then begins (-1: the first one); END_OF_TIME for never."""
-
-    def chosen(self) -> tuple[Int64, Int32]:
-        """Pages that a pass looks at, in order; each shares with equal ones of its group, and those stand together.
-
-        All pages of all guests unless a subclass chooses others.
-        """
-        pages = [np.arange(span.start, span.stop) for span in map(self.pages_of, self.vms)]
-        return ordered(pages, [np.zeros(len(each), np.int64) for each in pages])
+    def following(self, began: int | None) -> int:
+        """When the pass after the one that *began* then begins, or the first one; END_OF_TIME for never."""
+        then = self._settings.following(began)
+        return END_OF_TIME if then is None else then
 
     def add(
         self, guest: int, pages: int, *, vm: Vm, key: int, now: int, level: float, node: int, thp: bool
     ) -> None:  # fmt: skip
         """See `Room`."""
+        thp = self._settings.has_huge_pages(vm, thp)
         super().add(guest, pages, vm=vm, key=key, now=now, level=level, node=node, thp=thp)
         self.vms[guest] = vm
 
@@ -85,18 +73,29 @@ class Passes(Room, ABC):
             if self._wake > horizon:
                 return
             now = self._wake
-            if self._began < 0:
+            if self._began is None:
                 self._began = now
                 self.begin_pass()
             self._wake = now + TURN
             if self.turn(now):
                 self._passes += 1
-                self._wake, self._began = max(self.following(self._began), now + 1), -1
+                self._wake, self._began = max(self.following(self._began), now + 1), None
                 yield self.snapshot(now)[np.newaxis]
 
     def begin_pass(self) -> None:
         """A pass begins."""
-        self._left = self.chosen()
+        self._left = np.empty(0, np.int64), np.empty(0, np.int32)
+        if not self.vms:
+            return
+        looked = [Looked(guest, vm.name, vm.pages, self._files_of(guest)) for guest, vm in self.vms.items()]
+        groups = np.concatenate([*self._settings.groups(looked)])
+        pages = np.concatenate([np.arange(span.start, span.stop) for span in map(self.pages_of, self.vms)])
+        order = np.lexsort((pages, groups))
+        order = order[groups[order] >= 0]
+        self._left = pages[order], groups[order].astype(np.int32)
+
+    def _files_of(self, guest: int) -> npt.NDArray[np.bool_]:
+        return self.files.get(guest, np.empty(0, np.bool_))
 
     def turn(self, now: int) -> bool:
         """Go on with the pass for one turn. Returns whether it is done."""
@@ -126,78 +125,3 @@ class Passes(Room, ABC):
     def work_done(self) -> dict[str, int]:
         """See `Room`."""
         return dict(zip(equal_pages.WORK, self._equal.n[equal_pages.DONE :].tolist(), strict=True))
-
-
-class SameNames(Passes):
-    """mergemem."""
-
-    settings: Mergemem
-
-    def following(self, began: int) -> int:
-        """See `Passes`."""
-        if began < 0:
-            return self.settings.at
-        return began + self.settings.every if self.settings.every else END_OF_TIME
-
-    def chosen(self) -> tuple[Int64, Int32]:
-        """One address of all processes of a name after the other."""
-        names = sorted({vm.name for vm in self.vms.values()})
-        pages, groups = [], []
-        for guest, vm in self.vms.items():
-            span = self.pages_of(guest)
-            pages.append(np.arange(span.start, span.stop))
-            groups.append(np.arange(vm.pages) * len(names) + names.index(vm.name))
-        return ordered(pages, groups)
-
-
-class PrivatePages(Passes):
-    """Windows' page combining."""
-
-    settings: PageCombining
-
-    def following(self, began: int) -> int:
-        """See `Passes`."""
-        return max(began, 0) + self.settings.every
-
-    def chosen(self) -> tuple[Int64, Int32]:
-        """Pages that were not read from files, of one system after the other."""
-        pages, groups = [], []
-        for guest in self.vms:
-            own = np.flatnonzero(~self.files[guest]) + self.pages_of(guest).start
-            pages.append(own)
-            groups.append(np.full(len(own), guest if self.settings.within == "guest" else 0))
-        return ordered(pages, groups)
-
-
-class Rounds(Passes):
-    """A content scanner under Xen."""
-
-    settings: Xen
-    splits = True
-
-    def add(
-        self, guest: int, pages: int, *, vm: Vm, key: int, now: int, level: float, node: int, thp: bool
-    ) -> None:  # fmt: skip
-        """See `Room`; memory comes in superpages where Xen has them."""
-        large = bool(self.settings.superpages) and vm.huge_pages == "madvise"
-        super().add(guest, pages, vm=vm, key=key, now=now, level=level, node=node, thp=large)
-
-    def following(self, began: int) -> int:
-        """See `Passes`."""
-        return max(began, 0) + self.settings.every
-
-    def chosen(self) -> tuple[Int64, Int32]:
-        """See `Passes`; each guest is a group of its own if it is looked at by itself."""
-        pages, groups = super().chosen()
-        if self.settings.within == "guest":
-            groups = self.m.block[pages // memory.BLOCK, memory.GUEST].astype(np.int32)
-        return pages, groups
-
-
-def ordered(pages: list[Int64], groups: list[Int64]) -> tuple[Int64, Int32]:
-    """Pages and their groups as one list, group by group."""
-    if not pages:
-        return np.empty(0, np.int64), np.empty(0, np.int32)
-    all_pages, all_groups = np.concatenate(pages), np.concatenate(groups).astype(np.int32)
-    order = np.lexsort((all_pages, all_groups))
-    return all_pages[order], all_groups[order]

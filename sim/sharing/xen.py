@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from sim.errors import At
-from sim.sharing.mechanism import Scans
+from sim.sharing.mechanism import InPasses, Looked
 from sim.units import MINUTE, Duration, Switch
 
 if TYPE_CHECKING:
     from sim.memory.guest import Vm
     from sim.reclaim.swap import Swap
-    from sim.sharing.passes import Rounds
 
 NOT_XEN: tuple[str, ...] = ("kernel", "hz", "thp", "hugetlbfs", "zswap", "balloon", "ksmtuned", "mom")
 """Settings of a host that are Linux' own."""
@@ -46,10 +47,11 @@ def guest_faults(vm: Vm) -> Iterator[At]:
         yield At("free_page_reporting", "Xen takes no reports of free pages", "remove it")
 
 
-class Xen(Scans):
+class Xen(InPasses):
     """How often all memory is gone through, and what is compared."""
 
     refused: ClassVar[tuple[str, ...]] = NOT_XEN
+    splits: ClassVar[bool] = True
 
     every: Duration = Field(default=MINUTE, gt=0)
     """Time from the start of one round to that of the next."""
@@ -58,11 +60,17 @@ class Xen(Scans):
     superpages: Switch = 1
     """Back guests with pages of 2 MiB until one of their pages is shared."""
 
-    def behaviour(self) -> type[Rounds]:
-        """A round every so often."""
-        from sim.sharing.passes import Rounds
+    def following(self, began: int | None) -> int:
+        """See `InPasses`."""
+        return (began or 0) + self.every
 
-        return Rounds
+    def groups(self, guests: Sequence[Looked]) -> Iterator[npt.NDArray[np.int64]]:
+        """All guests are one group, or each is one."""
+        yield from (np.full(each.pages, each.guest if self.within == "guest" else 0) for each in guests)
+
+    def has_huge_pages(self, vm: Vm, asked: bool) -> bool:
+        """See `InPasses`: superpages are Xen's own."""
+        return bool(self.superpages) and vm.huge_pages == "madvise"
 
     def swap_faults(self, swap: Swap) -> Iterator[At]:
         """See `swap_faults`."""
@@ -71,7 +79,3 @@ class Xen(Scans):
     def guest_faults(self, vm: Vm) -> Iterator[At]:
         """See `guest_faults`."""
         yield from guest_faults(vm)
-
-    def visits(self, guests: Sequence[tuple[int, int]]) -> float:
-        """Pages of guests of so many pages that live so long (ns), once in each round."""
-        return sum(pages * life / self.every for pages, life in guests)
