@@ -12,6 +12,8 @@ from sim.results.store import explained
 from sim.study.figures import Row
 
 _SECTIONS: Final = {
+    "outside, without a reason": ("Outside, without a reason", "To be explained or mended."),
+    "inside, against what it says": ("Inside, though said to fail", "To be said of them no longer."),
     "inside": (
         "Inside the stated band",
         "Nothing was chosen so that these figures come out; what a source does not tell is under *assumed*.",

@@ -7,7 +7,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, JsonValue, PlainSerializer, PlainValidator, model_validator
@@ -197,7 +197,7 @@ class Band:
 
     def written(self) -> str | float:
         """The band as a scenario has it."""
-        return 0 if self.text == "exact" else self.amount if self.kind == "absolute" else self.text
+        return self.amount if self.kind == "absolute" else self.text
 
 
 _FormulaText = Annotated[
@@ -332,20 +332,24 @@ def _changed(document: Document, written: Keys) -> Document:
 
     Outer paths come first: a value may be a part of a block that another one sets.
     """
-    paths = document.at(written, {})
+    keys: dict[str, Keys] = {}
+    problems: list[Problem] = []
+    for path in document.at(written, {}):
+        try:
+            keys[path] = _keys_of(document, path)
+        except UserError as error:
+            place = document.problem((*written, path), "", show_value=False)
+            problems += [replace(place, message=each.message, remedy=each.remedy) for each in error.problems]
+    if problems:
+        raise UserError(*problems)
     changed = document
-    for path in sorted(paths, key=lambda path: path.count(".")):
-        if path.split(".")[0] in FIXED:
-            at = (*written, path)
-            raise UserError(document.problem(at, "is the same in all runs", "change something else", show_value=False))
-        changed = changed.copied((*written, path), _keys_of(document, written, path))
+    for path in sorted(keys, key=lambda path: len(keys[path])):
+        changed = changed.copied((*written, path), keys[path])
     return changed.without(*DERIVED)
 
 
-def _keys_of(document: Document, written: Keys, path: str) -> Keys:
-    try:
-        return document.keys_of(path)
-    except UserError as error:
-        problems = (document.problem((*written, path), each.message, each.remedy, show_value=False)
-                    for each in error.problems)  # fmt: skip
-        raise UserError(*problems) from None
+def _keys_of(document: Document, path: str) -> Keys:
+    """The keys that a path means. Raises UserError for one that cannot exist or be changed."""
+    if path.partition(".")[0] in FIXED:
+        raise UserError(Problem(message="is the same in all runs", remedy="change something else"))
+    return document.keys_of(path)
