@@ -157,6 +157,7 @@ SAMPLES: tuple[Column, ...] = (
         for window in (10, 60, 300)
     ),
     _cpu("stalled_ns", "time that guests waited for memory, each processor by itself, since the start"),
+    _cpu("swpin_wait_ns", "its part for pages to come back from swap, without reclaim, since the start"),
     Column("cores", "int64", "count", "processor cores of the host"),
     _cpu("scan_cpu_ns", "ksmd time spent looking: visits, checksums and tree searches, since the start"),
     _cpu("merge_cpu_ns", "ksmd time spent merging: write protection, comparison, replacement, since the start"),
@@ -345,6 +346,18 @@ HEADLINES: tuple[Metric, ...] = (
         "bytes",
         "guest memory that is swapped out",
         "mem_swapped_bytes summed over hosts at the last sample with a running guest",
+    ),
+    Metric(
+        "compression_ratio",
+        "ratio",
+        "how many bytes of guests' pages a byte of compressed memory keeps",
+        "mem_compressed_bytes / mem_pool_bytes, each summed over hosts at the last sample with a running guest",
+    ),
+    Metric(
+        "swap_in_s",
+        "s",
+        "how long a guest waits for a page to come back from swap",
+        "swpin_wait_ns / pgmajfault, each summed over hosts at the last sample",
     ),
     Metric(
         "stall_percent",

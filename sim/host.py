@@ -21,7 +21,7 @@ from sim.memory.huge import Daemon, Hugetlbfs, Thp
 from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
 from sim.reclaim.balloon import REPORT_EVERY, Ballooning, FreePages, MomBalloon, Sizes
 from sim.reclaim.commit import Commit
-from sim.reclaim.compression import Algorithm, packed_of
+from sim.reclaim.compression import Algorithm, cpu_ns, packed_of
 from sim.reclaim.psi import EVERY, Averages
 from sim.reclaim.swap import Swap
 from sim.reclaim.watermarks import Watermarks
@@ -406,7 +406,7 @@ class Machine:
         """How the host reclaims memory, if anything ever makes it do so."""
         from sim.sharing.room import Squeeze
 
-        swap, _zswap = self.host.swap, self.host.zswap
+        swap, algorithm = self.host.swap, self._compressor()
         keeps_all = not self.host.scanner.packs and all(guest.vm.memory_limit is None for guest in self.guests)
         if swap is None and keeps_all:
             return None
@@ -418,9 +418,8 @@ class Machine:
             device=swap.device_times(self.prices) if swap else None,
             look_ns=round(price_sets.look(self.prices).ns),
             compresses=swap is not None and swap.device == "zram",
-            zswap=(self.host.zswap.pool(self.host.memory), *self.host.zswap.cpu_ns(self.prices))
-            if self.host.zswap
-            else None,
+            zswap=self.host.zswap.pool(self.host.memory) if self.host.zswap else None,
+            zip_ns=cpu_ns(self.prices, algorithm) if algorithm else None,
         )
 
     def _compressor(self) -> Algorithm | None:

@@ -12,6 +12,7 @@ from sim.cost.translation import LOOK_EVERY
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
 from sim.memory.image import Captured, Reads, Writes, captured_shape, pages_of
+from sim.reclaim.compression import cpu_ns, usual_packed
 from sim.scenario import Scenario
 from sim.units import MIB, SECOND, about_bytes, about_duration
 
@@ -159,7 +160,9 @@ def _faults(host: Host, guests: Sequence[Assignment], duration: int) -> float:
         return 0.0
     share = min(out / _peak_pages(guests, duration), 1.0)
     times = host.swap.device_times(host.price_set)
-    wait = (times.read_ns + times.cpu_in_ns + times.cpu_out_ns) / SECOND
+    wait = (times.read_ns + times.cpu_in_ns + times.cpu_out_ns + times.submit_ns) / SECOND
+    if algorithm := host.swap.compresses_with:
+        wait += int(cpu_ns(host.price_set, algorithm)[usual_packed(algorithm)].sum()) / SECOND
     faults = 0.0
     for each in guests:
         asked = _accesses(each.vm) * share

@@ -14,6 +14,8 @@ from sim.memory import pages as memory
 from sim.memory.guest import Vm
 from sim.memory.huge import Daemon, Khugepaged
 from sim.memory.pages import BLOCK, NEVER, Float64
+from sim.reclaim.compression import AS_IS
+from sim.reclaim.pressure import BACK_COUNT, BACK_FIRST
 from sim.reclaim.swap import DeviceTimes
 from sim.reclaim.zswap import Pool
 from sim.sharing.kernels import kernel
@@ -23,8 +25,11 @@ from sim.sharing.room import OutOfFrames, Site, Squeeze
 from sim.sharing.scanner import Scanner
 from sim.units import MICROSECOND, MILLISECOND, SECOND
 
-DISK = DeviceTimes(100 * MICROSECOND, 50 * MICROSECOND, 2 * MICROSECOND, 2, 1 * MICROSECOND, 2 * MICROSECOND)
-ZRAM = DeviceTimes(0, 0, 0, 1, 5 * MICROSECOND, 9 * MICROSECOND)
+DISK = DeviceTimes(
+    100 * MICROSECOND, 50 * MICROSECOND, 2 * MICROSECOND, 2, 1 * MICROSECOND, 2 * MICROSECOND, 3 * MICROSECOND
+)
+ZRAM = DeviceTimes(0, 0, 0, 1, 1 * MICROSECOND, 2 * MICROSECOND)
+ZIP_NS = np.full((AS_IS + 1, 2), [7 * MICROSECOND, 4 * MICROSECOND])
 WATERMARKS = 4, 8, 12
 CONTENTS = 1 << 16
 POOL = 60
@@ -69,7 +74,7 @@ class Squeezed:
         squeeze = Squeeze(
             watermarks=watermarks, swappiness=swappiness, page_cluster=page_cluster, slots=slots,
             device=device or (ZRAM if zram else DISK), look_ns=look_ns, compresses=zram,
-            zswap=(zswap, 5 * MICROSECOND, 9 * MICROSECOND) if zswap else None,
+            zswap=zswap, zip_ns=ZIP_NS if zram or zswap else None,
         )  # fmt: skip
         settings = Ksm.model_validate({"run": 0, "pages_to_scan": 200, **ksm}).completed(kernel(version))
         self.scanner = Scanner(
@@ -224,6 +229,7 @@ class Squeezed:
                 left = (kind == WRITTEN and read == POOL) or (kind == FRESH and (read < 0 or read >= NAMED))
                 assert read == written or left, f"guest {guest} page {page}: reads {read}, wrote {written}"
         recount(self.scanner, list(self.wrote))
+        check_writes(self.scanner)
         some, full = self.scanner.pressure(self.now)
         assert self.pressure[0] <= some <= self.now
         assert self.pressure[1] <= full <= some
@@ -285,6 +291,15 @@ def recount(scanner: Scanner, running: list[int]) -> None:
         assert len(ring) == mappers
         assert all(m.held[page] == frame and present[page] and shared[page] for page in ring)
     check_due(m)
+
+
+def check_writes(scanner: Scanner) -> None:
+    """Frames on their way to the device are those of the writes that have not ended, in order of time."""
+    n, back = scanner.r.n, scanner.r.back
+    writes = back[(n[BACK_FIRST] + np.arange(n[BACK_COUNT])) % len(back)]
+    assert np.all(np.diff(writes[:, 0]) >= 0)
+    assert np.all(writes[:, 1] >= 0)
+    assert scanner.m.counts[memory.WRITEBACK] == writes[:, 1].sum()
 
 
 def check_pool(m: memory.Memory, alone: Any, waits: list[int]) -> None:

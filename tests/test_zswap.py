@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.cost import prices
 from sim.errors import At
 from sim.reclaim.pressure import is_full
 from sim.reclaim.swap import Swap
@@ -47,15 +46,6 @@ def test_a_pool_that_is_full_takes_nothing_and_one_below_its_threshold_everythin
     assert 0 <= again <= most <= memory // 4096
     assert is_full(most, was_full, most, again)
     assert again == most or not is_full(again, was_full, most, again)
-
-
-def test_compression_is_paid_besides_swapping() -> None:
-    priced = prices.load(prices.DEFAULT)
-
-    cpu_in, cpu_out = Zswap(compressor="lz4").cpu_ns(priced)
-
-    zram = swap("zram", algorithm="lz4").device_times(priced)
-    assert (cpu_in, cpu_out) == (zram.cpu_in_ns, zram.cpu_out_ns)
 
 
 @pytest.mark.parametrize(("behind", "message"), [(None, "has none"), (swap("zram"), "twice")])

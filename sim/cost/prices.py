@@ -104,11 +104,20 @@ class Compressor(Block):
     """Work of one compression algorithm of zram for a page of 4 KiB, without finding the page."""
 
     compress: Price
-    """Compress and store a page."""
+    """Compress and store a page, whatever it becomes; all of it for a page that is kept as it is."""
+    compress_byte: Price | None = None
+    """The same for each byte that the page becomes; nothing unless given."""
     decompress: Price
-    """Load and decompress a page."""
+    """Load and decompress a page, whatever it is; all of it for a page that was kept as it is."""
+    decompress_byte: Price | None = None
+    """The same for each byte that the page is; nothing unless given."""
     bytes_per_page: float = Field(gt=0, le=65536)
     """Memory that a page of the measurement took in the end."""
+
+    def ns(self, size: float) -> tuple[float, float]:
+        """What compressing a page to so many bytes takes, and decompressing it."""
+        out, back = (each.ns if each else 0.0 for each in (self.compress_byte, self.decompress_byte))
+        return self.compress.ns + size * out, self.decompress.ns + size * back
 
 
 class SwapDevice(Block):
@@ -342,6 +351,17 @@ def swap_device(prices: Prices) -> SwapDevice:
     found = prices.swap or load(DEFAULT).swap
     assert found is not None  # the bundled default has one
     return found
+
+
+def submission(prices: Prices) -> float:
+    """Nanoseconds of handing a page to a disk, besides taking it from its process.
+
+    By this set, or else by the bundled default: what a process at its limit waits for each page that it touches first,
+    less that first touch and less what the page's way out takes where there is no device.
+    """
+    found = prices if prices.swap and prices.page_faults and prices.paging else load(DEFAULT)
+    assert found.swap and found.page_faults and found.paging  # the bundled default has them
+    return max(found.swap.swap_out.ns - found.page_faults.small.ns - found.paging.page_out.ns, 0.0)
 
 
 def user_folder() -> Path:

@@ -12,13 +12,15 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from sim.cost.prices import Compressor, Paging, SwapDevice
+from sim.cost.prices import Compressor, Paging, Price, SwapDevice
 from sim.errors import MachineError
 from sim.lab.machine import TOKEN_VARIABLE, Ksm, vm_events
 from sim.lab.memory_costs import typical
@@ -26,10 +28,15 @@ from sim.lab.swapping import SWAP_FOLDER, limited_group, swap_file, swapped_to, 
 from sim.lab.undo import ZRAM
 from sim.units import MIB, about_bytes
 
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
 PAGE: Final = 4096
 _BLOCK: Final = MIB
 _ZRAM_BYTES: Final = 32 * MIB
+_ZRAM_BLOCK: Final = MIB // 4
 _ZRAM_ROUNDS: Final = 5
+_LEAST: Final = 200
+_MOST: Final = 3600
 _FILE_BYTES: Final = 384 * MIB
 _READS: Final = 1000
 _LIMIT: Final = 128 * MIB
@@ -52,23 +59,69 @@ def algorithms() -> list[str]:
 
 
 def zram(algorithm: str) -> Compressor:
-    """Write and read a zram device, in blocks large enough for the system call not to matter."""
-    blocks = _ordinary_blocks(_ZRAM_BYTES)
+    """Write and read a zram device, in blocks of pages that compress alike, large enough for the call not to matter."""
+    blocks = _sorted_blocks(_ZRAM_BYTES)
     with zram_device() as number:
         folder = Path(f"/sys/block/zram{number}")
         (folder / "comp_algorithm").write_text(algorithm)
         (folder / "disksize").write_text(str(_ZRAM_BYTES))
-        with _direct(Path(f"/dev/zram{number}")) as device:
-            writes = [_written(device, at, block) for _ in range(_ZRAM_ROUNDS) for at, block in enumerate(blocks)]
-            reads = [_read(device, at * _BLOCK, _BLOCK) for _ in range(_ZRAM_ROUNDS) for at in range(len(blocks))]
+        sizes, writes, reads = [], [], []
+        with _direct(Path(f"/dev/zram{number}")) as device, mmap.mmap(-1, _ZRAM_BLOCK) as aligned:
+            for at, block in enumerate(blocks):
+                aligned[:] = block
+                before = _compressed_bytes(folder)
+                writes.append(_median_cpu_ns(partial(os.pwrite, device, aligned, at * _ZRAM_BLOCK)))
+                sizes.append(_compressed_bytes(folder) - before)
+                reads.append(_median_cpu_ns(partial(os.preadv, device, [aligned], at * _ZRAM_BLOCK)))
         taken = int((folder / "mm_stat").read_text().split()[2])
-    source = f"measured: {about_bytes(_ZRAM_BYTES)} of program files through zram, median of blocks of 1MiB"
-    pages = _BLOCK // PAGE
+    pages = _ZRAM_BLOCK // PAGE
+    source = f"measured: {about_bytes(_ZRAM_BYTES)} of program files through zram, a line through {len(blocks)} blocks"
+    compress, compress_byte = _line(np.array(sizes) / pages, np.array(writes) / pages, source)
+    decompress, decompress_byte = _line(np.array(sizes) / pages, np.array(reads) / pages, source)
     return Compressor(
-        compress=typical([each / pages for each in writes], source),
-        decompress=typical([each / pages for each in reads], source),
+        compress=compress,
+        compress_byte=compress_byte,
+        decompress=decompress,
+        decompress_byte=decompress_byte,
         bytes_per_page=round(taken / (_ZRAM_BYTES // PAGE), 1),
     )
+
+
+def _sorted_blocks(size: int) -> list[bytes]:
+    """Blocks of ordinary pages, those first that compress best; pages that do not compress are left out."""
+    found = ordinary_bytes(size)
+    pages = [found[at : at + PAGE] for at in range(0, len(found) // PAGE * PAGE, PAGE)]
+    sizes = [len(zlib.compress(page, 1)) for page in pages]
+    ordered = [pages[number] for number in np.argsort(sizes, kind="stable") if _LEAST < sizes[number] < _MOST]
+    step = _ZRAM_BLOCK // PAGE
+    return [b"".join(ordered[at : at + step]) for at in range(0, len(ordered) // step * step, step)]
+
+
+def _compressed_bytes(folder: Path) -> int:
+    """What the pages of a zram device were compressed to."""
+    return int((folder / "mm_stat").read_text().split()[1])
+
+
+def _median_cpu_ns(call: Callable[[], object]) -> float:
+    """CPU time (ns) of a call: zram works in the thread that calls, so what else the machine does matters little."""
+    times = []
+    for _ in range(_ZRAM_ROUNDS):
+        before = time.thread_time_ns()
+        call()
+        times.append(time.thread_time_ns() - before)
+    return float(np.median(times))
+
+
+def _line(sizes: Numbers, times: Numbers, source: str) -> tuple[Price, Price]:
+    """The time that a page takes whatever its size, and that for each byte, by least squares; neither is negative."""
+    (slope, start), variances = np.polyfit(sizes, times, 1, cov=True)
+    errors = 1.96 * np.sqrt(np.diag(variances))
+
+    def price(value: float, error: float) -> Price:
+        ns, low, high = (round(max(each, 0.0), 3) for each in (value, value - error, value + error))
+        return Price(ns=ns, low=low, high=high, source=source)
+
+    return price(start, errors[1]), price(slope, errors[0])
 
 
 def paging() -> Paging:

@@ -64,6 +64,7 @@ from sim.memory.pages import (
     POOLED,
     POOLED_PAGES,
     PRESENT,
+    PREVIOUS,
     PSI_FULL,
     PSI_SOME,
     PSWPIN,
@@ -91,6 +92,8 @@ from sim.memory.pages import (
     SWAP_RA_HIT,
     SWAP_SLOTS,
     SWAPPED,
+    SWPIN_CACHED,
+    SWPIN_WAIT_NS,
     SWPIN_ZERO,
     SWPOUT_ZERO,
     TAIL,
@@ -145,6 +148,9 @@ from sim.memory.pages import (
     written_content,
 )
 
+ZIP, UNZIP = range(2)
+"""Columns of Pressure.zip_ns."""
+
 BATCH = 32
 """Pages that a guest wants when it reclaims (SWAP_CLUSTER_MAX)."""
 FIRST_PRIORITY = 12
@@ -160,7 +166,7 @@ MOST_MAPPERS = 1024
 
 # Indexes into Pressure.n: the watermarks, in pages, and settings, ...
 W_MIN, W_LOW, W_HIGH, SWAPPINESS, PAGE_CLUSTER = range(5)
-# ... CPU time (ns) of looking at a page, and of a page's way in and out, ...
+# ... CPU time (ns) of looking at a page, and of a page's way in and out without compression and device, ...
 LOOK_NS, IN_NS, OUT_NS = range(5, 8)
 # ... the device: latencies, time for a page at full bandwidth (ns), whether it waits for nothing but CPU time, ...
 READ_NS, WRITE_NS, PAGE_NS, SYNCHRONOUS, PIPE, BACK_FIRST, BACK_COUNT = range(8, 15)
@@ -168,9 +174,9 @@ READ_NS, WRITE_NS, PAGE_NS, SYNCHRONOUS, PIPE, BACK_FIRST, BACK_COUNT = range(8,
 # and what it in all has done, and how often in vain, ...
 AWAKE, GOES_ON, PRIORITY, AT_GUEST, ROUND_SCANNED, ROUND_STOLEN, STOLEN, FAILURES = range(15, 23)
 # ... zswap: the largest pool and what it must come down to before it takes pages again (pages; 0: no zswap), whether it
-# refuses them now, CPU time (ns) of a page's way in and out, and the ring of what it has; and the host time (ns) at
-# which the page that was given to the device last will be written, ...
-POOL_MOST, POOL_AGAIN, POOL_FULL, POOL_IN_NS, POOL_OUT_NS, OLDEST, QUEUED, WRITTEN = range(28, 36)
+# refuses them now, and the ring of what it has; and the host time (ns) at which the page that was given to the device
+# last will be written, the CPU time of giving it one, and the latest time up to which writes have ended, ...
+POOL_MOST, POOL_AGAIN, POOL_FULL, OLDEST, QUEUED, WRITTEN, SUBMIT_NS, ENDED = range(28, 36)
 # ... what a page costs that is kept as the difference from another (ns), ...
 PATCH_IN_NS = 36
 # ... and the access under way: how long it waits, how much of that is pressure, who reclaims next; and the host time
@@ -186,6 +192,7 @@ class Pressure(NamedTuple):
     channel: Int64  # (channels,) host time (ns) at which a channel of the device is free
     back: Int64  # (writes, 2) ring of writes under way: when done (ns), and frames that are then free
     queue: Int32  # (entries,) ring of what zswap has, the oldest first: page + 1, or -(swap entry + 1)
+    zip_ns: Int64  # (256, 2) CPU time (ns) of compressing a page, and of decompressing it, by `Memory.packed`
     load: Float64  # (guests,) share of time for which a guest runs when it does not wait, 0 once it ended
     until: Int64  # (guests,) host time (ns) until which a guest waits for memory
 
@@ -208,6 +215,7 @@ def submit(r: Pressure, now: int, latency: int) -> int:
 @compiled
 def end_writes(m: Memory, r: Pressure, now: int) -> None:
     """Free the frames whose pages have been written by now."""
+    r.n[ENDED] = max(r.n[ENDED], now)
     while r.n[BACK_COUNT] > 0 and r.back[r.n[BACK_FIRST], 0] <= now:
         m.counts[WRITEBACK] -= r.back[r.n[BACK_FIRST], 1]
         r.n[BACK_FIRST] = (r.n[BACK_FIRST] + 1) % r.back.shape[0]
@@ -235,6 +243,39 @@ def write_to_device(m: Memory, r: Pressure, now: int) -> None:
     r.n[BACK_COUNT] += 1
 
 
+@inlined
+def note_write(m: Memory, page: int, done: int) -> None:
+    """Remember until when a swapped page is being written, 0 if it is not, where its list had its links."""
+    m.lru[page, NEXT] = done >> 31
+    m.lru[page, PREVIOUS] = done & 0x7FFFFFFF
+
+
+@inlined
+def written_until(m: Memory, page: int) -> int:
+    """Host time (ns) until which a swapped page is being written."""
+    return int(np.int64(m.lru[page, NEXT]) << 31 | np.int64(m.lru[page, PREVIOUS]))
+
+
+@inlined
+def still_written(m: Memory, r: Pressure, page: int, now: int) -> bool:
+    """Whether a swapped page of a frame of its own is on its way to the device, its frame not yet free."""
+    return not m.place[page] & SHARED and written_until(m, page) > max(now, r.n[ENDED])
+
+
+@compiled
+def keep_frame(m: Memory, r: Pressure, done: int) -> None:
+    """A page whose write ends then is mapped again meanwhile: its frame will not be free."""
+    first, last = 0, r.n[BACK_COUNT] - 1
+    while first < last:
+        middle = (first + last) // 2
+        if r.back[(r.n[BACK_FIRST] + middle) % r.back.shape[0], 0] < done:
+            first = middle + 1
+        else:
+            last = middle
+    r.back[(r.n[BACK_FIRST] + first) % r.back.shape[0], 1] -= 1
+    m.counts[WRITEBACK] -= 1
+
+
 @compiled
 def write_oldest_back(m: Memory, r: Pressure, now: int) -> None:
     """Let zswap write what it has had for longest to the device, until it takes pages again or a batch is done.
@@ -246,16 +287,18 @@ def write_oldest_back(m: Memory, r: Pressure, now: int) -> None:
         entry = r.queue[r.n[OLDEST]]
         r.n[OLDEST] = (r.n[OLDEST] + 1) % r.queue.size
         r.n[QUEUED] -= 1
-        packed = -1
+        packed, page = -1, -1
         if entry > 0 and m.place[entry - 1] & (SWAPPED | SHARED) == SWAPPED and m.seen[entry - 1] & POOLED:
             m.seen[entry - 1] &= ~POOLED
-            packed = int(m.packed[entry - 1])
+            packed, page = int(m.packed[entry - 1]), entry - 1
         elif entry < 0 and m.frame[-entry - 1, KIND] == SWAP_ENTRY and m.frame_lru[-entry - 1, SEEN] & POOLED:
             m.frame_lru[-entry - 1, SEEN] &= ~POOLED
             packed = int(m.frame_lru[-entry - 1, STAMP])
         if packed >= 0:
             pool_remove(m, packed)
             write_to_device(m, r, now)
+            if page >= 0:
+                note_write(m, page, r.n[WRITTEN])
             m.counts[ZSWPWB] += 1
             left -= 1
 
@@ -271,16 +314,18 @@ def write_out(m: Memory, r: Pressure, page: int, now: int) -> bool:
     """Write the content of a page that will be swapped out. Returns whether it is now compressed in memory."""
     if r.n[SYNCHRONOUS]:
         m.counts[PSWPOUT] += 1
+        r.n[WAIT] += r.zip_ns[m.packed[page], ZIP]
         pool_add(m, m.packed[page])
         return True
     if r.n[POOL_MOST]:
         r.n[POOL_FULL] = is_full(m.counts[POOL], r.n[POOL_FULL] != 0, r.n[POOL_MOST], r.n[POOL_AGAIN])
         if not r.n[POOL_FULL] and pool_growth(m, m.packed[page]) <= frames_free(m):
             m.counts[ZSWPOUT] += 1
-            r.n[WAIT] += r.n[POOL_OUT_NS] - r.n[OUT_NS]
+            r.n[WAIT] += r.zip_ns[m.packed[page], ZIP]
             pool_add(m, m.packed[page])
             return True
         write_oldest_back(m, r, now)
+    r.n[WAIT] += r.n[SUBMIT_NS]
     write_to_device(m, r, now)
     return False
 
@@ -399,12 +444,14 @@ def evict_page(m: Memory, r: Pressure, page: int, now: int) -> None:
     """Swap a page of its own frame out, and write it unless swap has it."""
     active = activity_time(m, m.block[page // BLOCK, GUEST], now)
     look_at(m, page, active - age_of(m.lru[page, STAMP], active))
-    pooled = False
+    pooled, done = False, 0
     if m.held[page] == 0:
         m.counts[SWPOUT_ZERO] += not m.place[page] & SLOT
     elif not m.place[page] & SLOT:
         pooled = write_out(m, r, page, now)
+        done = 0 if pooled else r.n[WRITTEN]
     swap_out_page(m, page, now, pooled)
+    note_write(m, page, done)
     if pooled:
         queue_up(r, page + 1)
 
@@ -419,12 +466,14 @@ def evict_huge(m: Memory, r: Pressure, block: int, now: int) -> None:
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
         zeros = zeros and m.held[page] == 0
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
-        pooled = False
+        pooled, done = False, 0
         if zeros:
             m.counts[SWPOUT_ZERO] += 1
         else:
             pooled = write_out(m, r, page, now)
+            done = 0 if pooled else r.n[WRITTEN]
         swap_out_page(m, page, now, pooled)
+        note_write(m, page, done)
         if pooled:
             queue_up(r, page + 1)
 
@@ -439,6 +488,7 @@ def evict_frame(m: Memory, r: Pressure, frame: int, now: int) -> None:
     else:
         pooled = write_out(m, r, page, now)
     swap_out_frame(m, frame, now, pooled)
+    note_write(m, page, 0)
     if pooled:
         queue_up(r, -(m.held[page] + 1) if m.place[page] & SHARED else page + 1)
 
@@ -783,7 +833,7 @@ def read_ahead(m: Memory, r: Pressure, page: int, first: int, pages: int, now: i
     end = min(first + pages, m.guest[guest, FIRST] + m.guest[guest, PAGES])
     for other in range(start, end):
         wanted = other != page and m.place[other] & (SWAPPED | SHARED) == SWAPPED and m.held[other] != 0
-        wanted = wanted and not m.seen[other] & POOLED
+        wanted = wanted and not m.seen[other] & POOLED and not still_written(m, r, other, now)
         if wanted and make_room(m, r, guest, 1, 1, now) and m.place[other] & SWAPPED:
             m.counts[PSWPIN] += 1
             m.counts[SWAP_RA] += 1
@@ -818,17 +868,25 @@ def fault_in(m: Memory, r: Pressure, page: int, now: int) -> bool:
     guest = m.block[page // BLOCK, GUEST]
     if not make_room(m, r, guest, 1, TRIES, now):
         return False
-    m.counts[PGMAJFAULT] += 1
     began = r.n[WAIT]
+    if still_written(m, r, page, now + began):
+        keep_frame(m, r, written_until(m, page))
+        m.counts[SWPIN_CACHED] += 1
+        m.counts[SWAP_PS] += 1000 * r.n[IN_NS]
+        r.n[WAIT] += r.n[IN_NS]
+        swap_in_page(m, page, now, False)
+        return True
+    m.counts[PGMAJFAULT] += 1
     first, pages = page, 1
     if in_swap_cache(m, page):
         m.counts[KSM_SWPIN_COPY] += 1
     elif (m.frame[m.held[page], CONTENT] if m.place[page] & SHARED else m.held[page]) == 0:
         m.counts[SWPIN_ZERO] += 1
-    elif not r.n[SYNCHRONOUS] and in_pool(m, page):
+    elif in_pool(m, page):
         patched = m.seen[page] & PATCHED != 0
-        spent = r.n[PATCH_IN_NS] if patched else r.n[POOL_IN_NS]
-        m.counts[ZSWPIN] += 1
+        packed = m.frame_lru[m.held[page], STAMP] if m.place[page] & SHARED else m.packed[page]
+        spent = r.n[PATCH_IN_NS] if patched else r.n[IN_NS] + r.zip_ns[packed, UNZIP]
+        m.counts[PSWPIN if r.n[SYNCHRONOUS] else ZSWPIN] += 1
         m.counts[UNPATCHED] += patched
         m.counts[SWAP_PS] += 1000 * spent
         r.n[WAIT] += spent
@@ -836,9 +894,9 @@ def fault_in(m: Memory, r: Pressure, page: int, now: int) -> bool:
         m.counts[PSWPIN] += 1
         m.counts[SWAP_PS] += 1000 * r.n[IN_NS]
         r.n[WAIT] += r.n[IN_NS]
-        if not r.n[SYNCHRONOUS]:
-            first, pages = readahead(m, r, guest, page)
-            r.n[WAIT] = submit(r, now + r.n[WAIT], r.n[READ_NS]) - now
+        first, pages = readahead(m, r, guest, page)
+        r.n[WAIT] = submit(r, now + r.n[WAIT], r.n[READ_NS]) - now
+    m.counts[SWPIN_WAIT_NS] += r.n[WAIT] - began
     if m.seen[page] & WORKINGSET:
         r.n[PRESSURE_NS] += r.n[WAIT] - began
     come_back(m, page, now, False)

@@ -9,7 +9,7 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from sim.columns import PAGE_BYTES
-from sim.cost.prices import Prices, compressor, paging, swap_device
+from sim.cost.prices import Prices, paging, submission, swap_device
 from sim.errors import At, Several
 from sim.reclaim.compression import Algorithm
 from sim.units import MICROSECOND, SECOND, Block, Bytes, Duration
@@ -35,9 +35,11 @@ class DeviceTimes:
     channels: int
     """Requests that the device works on at once."""
     cpu_in_ns: int
-    """CPU time of bringing one page back: the fault, and decompression."""
+    """CPU time of bringing one page back: the fault, without decompression."""
     cpu_out_ns: int
-    """CPU time of one page out: taking it from the guest, and compression."""
+    """CPU time of one page out: taking it from the guest, without compression."""
+    submit_ns: int = 0
+    """Time of handing one page to the device: of CPU, and of waiting for those before it."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,9 @@ class Swap(Block):
 
     def device_times(self, prices: Prices) -> DeviceTimes:
         """What this swap takes on a host with these prices."""
-        cpu_in, cpu_out = paging(prices).page_in.ns, paging(prices).page_out.ns
-        if algorithm := self.compresses_with:
-            work = compressor(prices, algorithm)
-            return DeviceTimes(0, 0, 0, 1, round(cpu_in + work.decompress.ns), round(cpu_out + work.compress.ns))
+        cpu_in, cpu_out = round(paging(prices).page_in.ns), round(paging(prices).page_out.ns)
+        if self.compresses_with:
+            return DeviceTimes(0, 0, 0, 1, cpu_in, cpu_out)
         device = self._device(prices)
         bandwidth = self.bandwidth or device.bandwidth
         return DeviceTimes(
@@ -121,8 +122,9 @@ class Swap(Block):
             write_ns=device.write_ns if self.write_latency is None else self.write_latency,
             ns_per_page=round(PAGE_BYTES * SECOND / bandwidth),
             channels=self.channels or device.channels,
-            cpu_in_ns=round(cpu_in),
-            cpu_out_ns=round(cpu_out),
+            cpu_in_ns=cpu_in,
+            cpu_out_ns=cpu_out,
+            submit_ns=round(submission(prices)),
         )
 
     def _device(self, prices: Prices) -> _Device:

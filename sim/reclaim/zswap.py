@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from pydantic import Field
 
 from sim.columns import PAGE_BYTES
-from sim.cost.prices import Prices, compressor, paging
 from sim.errors import At
 from sim.reclaim.compression import Algorithm
 from sim.reclaim.swap import Swap
@@ -46,11 +45,6 @@ class Zswap(Block):
         """Limits of the pool of a host with so many bytes."""
         most = memory // PAGE_BYTES * self.max_pool_percent // 100
         return Pool(most, most * self.accept_threshold_percent // 100)
-
-    def cpu_ns(self, prices: Prices) -> tuple[int, int]:
-        """CPU time (ns) of bringing a page back from the pool, and of a page that goes to it."""
-        kernel, work = paging(prices), compressor(prices, self.compressor)
-        return round(kernel.page_in.ns + work.decompress.ns), round(kernel.page_out.ns + work.compress.ns)
 
     def check(self, swap: Swap | None) -> None:
         """Raise At if there is no swap device that the pool could stand before."""

@@ -57,6 +57,7 @@ def _memory(samples: pd.DataFrame) -> Summary:
         "mem_used_bytes": _whole(last["mem_used_bytes"]),
         "mem_huge_bytes": _whole(last["mem_huge_bytes"]),
         "mem_swapped_bytes": _whole(last["mem_swapped_bytes"]),
+        "compression_ratio": _ratio(last["mem_compressed_bytes"], last["mem_pool_bytes"]),
         "time_to_90_percent_s": _first_time(busy, 0.9 * saved) if saved and saved > 0 else None,
     }
 
@@ -115,7 +116,9 @@ def _end(samples: pd.DataFrame) -> Summary:
     last = samples.groupby("host").last()
     names = ["full_scans", "general_profit", "oom_kills", "guests_running"]
     names += [metric.name for metric in COUNTER_METRICS]
-    return {name: _whole(last[name].sum(skipna=False)) for name in names}
+    waited, faults = (float(last[name].sum(skipna=False)) for name in ("swpin_wait_ns", "pgmajfault"))
+    swap_in = {"swap_in_s": _ratio(waited / 1e9, faults)}
+    return swap_in | {name: _whole(last[name].sum(skipna=False)) for name in names}
 
 
 def _scan_times(scans: pd.DataFrame) -> Summary:

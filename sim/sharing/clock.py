@@ -47,7 +47,8 @@ class Clock(Passes):
         super().__init__(settings, replace(site, work_ps=site.work_ps[: len(_OWN)], squeeze=squeeze))
         patch_ps, compress_ps, unpatch_ps, uncompress_ps = (int(each) for each in site.work_ps[len(_OWN) :])
         self._spent_ps = patch_ps, compress_ps
-        self.r.n[[pressure.PATCH_IN_NS, pressure.POOL_IN_NS]] = unpatch_ps // 1000, uncompress_ps // 1000
+        self.r.n[pressure.PATCH_IN_NS] = unpatch_ps // 1000
+        self.r.zip_ns[:, pressure.UNZIP] = max(uncompress_ps // 1000 - int(self.r.n[pressure.IN_NS]), 0)
         self._keep_pool_packed()
         room = len(self.m.place)
         self.m = self.m._replace(packed=np.zeros(room, np.uint8))

@@ -62,6 +62,7 @@ _SWAP_COUNTERS: Final = {
     "psi_some_ns": memory.PSI_SOME,
     "psi_full_ns": memory.PSI_FULL,
     "stalled_ns": memory.STALLED_NS,
+    "swpin_wait_ns": memory.SWPIN_WAIT_NS,
 }
 
 
@@ -81,8 +82,10 @@ class Squeeze:
     """CPU time of looking at a page that stays."""
     compresses: bool
     """Whether swap is compressed memory, which keeps no copy of what came back."""
-    zswap: tuple[Pool, int, int] | None = None
-    """Limits of zswap's pool, and CPU times (ns) of a page's way in and out."""
+    zswap: Pool | None = None
+    """Limits of zswap's pool."""
+    zip_ns: Int64 | None = None
+    """CPU time (ns) of compressing a page and of decompressing it, where pages are compressed; see `cpu_ns`."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,7 @@ class Room:
             channel=np.zeros(device.channels if device else 1, np.int64),
             back=np.zeros((_MOST_WRITES, 2), np.int64),
             queue=np.zeros(squeeze.slots if squeeze and squeeze.zswap else 0, np.int32),
+            zip_ns=np.zeros((AS_IS + 1, 2), np.int64),
             load=np.zeros(guests),
             until=np.zeros(guests, np.int64),
         )
@@ -203,15 +207,16 @@ class Room:
             r.n[pressure.LOOK_NS] = squeeze.look_ns
             r.n[pressure.SYNCHRONOUS] = squeeze.compresses
         if squeeze and squeeze.zswap:
-            (most, again), in_ns, out_ns = squeeze.zswap
-            r.n[[pressure.POOL_MOST, pressure.POOL_AGAIN]] = most, again
-            r.n[[pressure.POOL_IN_NS, pressure.POOL_OUT_NS]] = in_ns, out_ns
+            r.n[[pressure.POOL_MOST, pressure.POOL_AGAIN]] = squeeze.zswap
+        if squeeze and squeeze.zip_ns is not None:
+            r.zip_ns[:] = squeeze.zip_ns
         if device:
             r.n[pressure.READ_NS] = device.read_ns
             r.n[pressure.WRITE_NS] = device.write_ns
             r.n[pressure.PAGE_NS] = device.ns_per_page
             r.n[pressure.IN_NS] = device.cpu_in_ns
             r.n[pressure.OUT_NS] = device.cpu_out_ns
+            r.n[pressure.SUBMIT_NS] = device.submit_ns
         return r
 
     # --- what a mechanism does ------------------------------------------------------------------------------------

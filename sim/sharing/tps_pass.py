@@ -31,6 +31,7 @@ from sim.memory.pages import (
     PAGE,
     PAGES,
     PERIOD,
+    PGMAJFAULT,
     PRESENT,
     PSWPIN,
     PSWPOUT,
@@ -39,6 +40,7 @@ from sim.memory.pages import (
     SLOTS_USED,
     SWAP_PS,
     SWAPPED_PAGES,
+    SWPIN_WAIT_NS,
     THP_SPLIT,
     TIME,
     TOUCHED,
@@ -430,6 +432,8 @@ def wait_for(m: Memory, t: Tps, r: Pressure, page: int, now: int) -> None:
     else:
         r.n[WAIT] = submit(r, now + r.n[WAIT] + r.n[IN_NS], r.n[READ_NS]) - now
         m.counts[SWAP_PS] += 1000 * r.n[IN_NS]
+    m.counts[PGMAJFAULT] += 1
+    m.counts[SWPIN_WAIT_NS] += r.n[WAIT] - before
     r.n[PRESSURE_NS] += r.n[WAIT] - before
 
 
