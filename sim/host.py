@@ -572,7 +572,7 @@ class Machine:
 
     def _refusal(self, vm: Vm) -> str:
         """Why the host does not promise the guest its memory, or nothing."""
-        if vm.huge_pages == "hugetlbfs" or "commit" in self.host.sharing[1].refused:
+        if vm.huge_pages == "hugetlbfs" or any("commit" in each.refused for each in self.host.mechanisms.values()):
             return ""
         memory = self.host.memory - (self.host.hugetlbfs.bytes if self.host.hugetlbfs else 0)
         swap = self.host.swap.size if self.host.swap else 0
