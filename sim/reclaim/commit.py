@@ -1,7 +1,7 @@
 """How much memory a host promises: the sysctls vm.overcommit_*, by the kernel's names and defaults.
 
-Source: Documentation/mm/overcommit-accounting.rst of Linux 6.18. A guest's memory is one private writable mapping, and a
-fork asks for all of its parent's again. Kernels before 5.2 also refused, in mode 0, what was more than is free just
+Source: Documentation/mm/overcommit-accounting.rst of Linux 6.18. A guest's memory is one private writable mapping, and
+a fork asks for all of its parent's again. Kernels before 5.2 also refused, in mode 0, what was more than is free just
 then; what the kernel keeps back for root and for a user's last process, 8 MiB and 128 MiB at most, is left out.
 """
 

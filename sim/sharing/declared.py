@@ -1,61 +1,21 @@
-"""Sharing that nobody has to look for: pages that are told to come from one file or saved segment map one frame.
-
-The first page of a content lends its frame to all that follow; when the last of them is gone, so is the frame.
-"""
+"""Sharing that nobody has to look for: pages that are told to come from one file or saved segment map one frame."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.memory import pages as memory
-from sim.memory.compiled import compiled
-from sim.memory.pages import Int32, Int64, Memory
+from sim.memory.pages import Int32, Int64
 from sim.sharing.source import AtSource
-from sim.units import about_bytes
 
 if TYPE_CHECKING:
     from sim.sharing.mechanism import Source
     from sim.sharing.pfcache import Pfcache
     from sim.sharing.room import Room, Site
-
-_ROOM: Final = 4
-"""Shared frames and due writes that one page may need, each."""
-
-
-@compiled
-def share_pages(m: Memory, frame_of: Int32, pages: Int64, start: int, now: int) -> int:
-    """Let pages map the frames of their contents, from number *start* of a list on.
-
-    `frame_of` has for each content its frame + 1. Returns how many are done: all, or as far as there was room.
-    """
-    for at in range(start, pages.size):
-        if m.counts[memory.FRAME_HIGH] + _ROOM > m.frame.shape[0]:
-            return at
-        if m.counts[memory.DUE_COUNT] + _ROOM > m.due.shape[0]:
-            return at
-        page = pages[at]
-        if m.place[page] & (memory.PRESENT | memory.ZERO) != memory.PRESENT:
-            continue
-        content = memory.content_now(m, page, now)
-        if content <= 0:
-            continue
-        if m.block[page // memory.BLOCK, memory.HUGE]:
-            memory.split_huge(m, page // memory.BLOCK, now)
-        own = m.held[page] if m.place[page] & memory.SHARED else -1
-        frame = frame_of[content] - 1
-        known = frame >= 0 and m.frame[frame, memory.KIND] == memory.ANON and m.frame[frame, memory.MAPS] > 0
-        if not known or m.frame[frame, memory.CONTENT] != content:
-            frame = own if own >= 0 else memory.share_own_frame(m, page, content, memory.ANON, now)
-            frame_of[content] = frame + 1
-        elif own != frame:
-            memory.leave_frame(m, page)
-            memory.map_frame(m, page, frame)
-        memory.plan_write(m, page, now)
-    return int(pages.size)
 
 
 class Declared(AtSource):
@@ -74,14 +34,11 @@ class Declared(AtSource):
 
     def _shared(self, origins: Int32) -> npt.NDArray[np.bool_]:
         """Which pages with these origins are shared."""
-        return origins != 0
+        return np.asarray(origins != 0)
 
     def _join(self, guest: int, pages: Int64, now: int) -> None:
         """Let pages of a guest map the frames of their contents."""
-        there, done = self.room.pages_of(guest).start + pages, 0
-        while done < len(there):
-            done = share_pages(self.room.m, self._frame_of, there, done, now)
-            self.room.make_room()
+        self.room.share(self._frame_of, self.room.pages_of(guest).start + pages, now)
 
 
 class FileCache(Declared):
@@ -105,7 +62,8 @@ class FileCache(Declared):
         """Look what is in use, copy what is worth it, and make room."""
         users = self._users()
         self._used |= dict.fromkeys(self._used.keys() & users.keys(), now)
-        wanted = sorted(file for file, number in users.items() if file not in self._used and self._is_wanted(file, number))
+        new = ((file, number) for file, number in users.items() if file not in self._used)
+        wanted = sorted(file for file, number in new if self._is_wanted(file, number))
         for file in wanted:
             self._make_room(self._bytes(file))
             self._used[file] = now

@@ -51,4 +51,5 @@ class Pfcache(Source):
     def faults(self, kernel: Kernel) -> Iterator[At]:
         """Sizes between which there is nothing."""
         if self.MINSIZE > self.MAXSIZE:
-            yield At("MINSIZE", "is more than MAXSIZE: no file is copied", f"write {format_bytes(self.MAXSIZE)} or less")
+            most = format_bytes(self.MAXSIZE)
+            yield At("MINSIZE", "is more than MAXSIZE: no file is copied", f"write {most} or less")

@@ -1,10 +1,10 @@
 """Named saved systems and discontiguous saved segments of VM/370 and z/VM: shared because an administrator said so.
 
 Sources: z/VM CP Commands, DEFSYS (page descriptor codes: S shared by all, E each its own; R read-only, W written) and
-SAVESYS; z/VM System Operation, classes of system data files (P: pending purge, it goes when the last virtual machine
-releases it); IBM, Linux NSS. Nothing is scanned, and what is not there yet is shared as it comes. A write to a page that
-is shared read-only is a protection exception; VM/370 found it afterwards, threw the page away and stopped the machine
-(System Programmer's Guide, release 6). Assumed: of a segment that is saved anew every page is another.
+SAVESYS; z/VM System Operation, classes of system data files (P, pending purge: it goes when the last virtual machine
+releases it); IBM, Linux NSS. Nothing is scanned, and what is not there yet is shared as it comes. A write to a page
+that is shared read-only is a protection exception; VM/370 found it afterwards, threw the page away and stopped the
+machine (System Programmer's Guide, release 6). Assumed: of a segment that is saved anew every page is another.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SavedSegments(Source):
 
     def shared(self, pool: str | None) -> bool:
         """Whether all guests share this pool."""
-        return pool in self.segments and self.segments[pool].type == "SR"
+        return pool is not None and pool in self.segments and self.segments[pool].type == "SR"
 
     def guest_faults(self, vm: Vm) -> Iterator[At]:
         """Writes to what is shared read-only, and what only Linux has."""
