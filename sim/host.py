@@ -271,6 +271,7 @@ class Machine:
         """Times are in ns; *progress* is told the host time now and then; *make_scanner* may put in an observer."""
         import simpy
 
+        from sim.sharing.declared import Declared
         from sim.sharing.room import Site
 
         self.host = host
@@ -297,6 +298,8 @@ class Machine:
         self.space = ContentSpace()
         self.families = ContentSpace()
         self.captures = self._load_captures()
+        self.origins: dict[str, int] = {}
+        """Numbers of pools that are declared to be shared."""
         self.commons: dict[str, Int64] = {}
         """Contents that several captures of a data set have."""
         self.layouts: dict[str, Mapping[str, PageNumbers]] = {}
@@ -318,12 +321,15 @@ class Machine:
             key=key(seed, "host", name), work_ps=self._work_prices(behaviour.WORK),
             split_ps=round(self.huge_prices.split.ns * 1000),
             cold_milli=round(self.prices.cold_caches.factor * 1000), squeeze=self._squeeze(),
+            sha1_ps=round(price_sets.sha1(self.prices).ns * 1000),
         )  # fmt: skip
         self.scanner = make(host.scanner, site)
         for each in host.sources.values():
             at_source = each.behaviour()
             paid = replace(site, work_ps=self._work_prices(at_source.WORK))
             self.scanner.sources.append(at_source(each, self.scanner, paid))
+        if host.pfcache is None and any(guest.vm.kernel == "shared" for guest in self.guests):
+            self.scanner.sources.append(Declared(None, self.scanner, site))
 
     def _node_of(self, each: Assignment, index: int) -> int:
         return (each.vm.numa_node if each.vm.numa_node is not None else index) % self.host.numa_nodes
@@ -376,7 +382,8 @@ class Machine:
             image = guest.vm.content
             if isinstance(image, Synthetic) and not guest.vm.fork_of:
                 for pool, pages in image.pool_pages(guest.vm.memory):
-                    sizes[pool] = max(sizes.get(pool, 0), pages)
+                    for name in {pool, _saved(pool, self._version(pool, guest.start))}:
+                        sizes[name] = max(sizes.get(name, 0), pages)
         return sizes
 
     def _reserve_contents(self) -> int:
@@ -559,6 +566,8 @@ class Machine:
             self._fork(parent, guest, now)
             return True
         contents, accesses = self._image_of(guest)
+        if self._declares(vm):
+            self.scanner.origins[guest.index] = self._origins_of(vm)
         if vm.balloon or vm.free_page_reporting:
             guest.free_pages = FreePages(self._free_of(guest))
         self.scanner.set_accesses(guest.index, accesses)
@@ -571,10 +580,22 @@ class Machine:
         if vm.huge_pages == "hugetlbfs":
             contents[contents == UNTOUCHED] = 0
         elif vm.mergeable:
-            self.scanner.advise(guest.index, 0, vm.pages, True, now)
+            self._offer(guest, now)
         if any(burst.leaves == "original" for burst in vm.bursts):
             guest.original = np.where(contents < 0, _FRESH, contents).astype(np.int32)
         return self._try(guest, lambda: self.scanner.fill(guest.index, contents, now))
+
+    def _declares(self, vm: Vm) -> bool:
+        """Whether the host is told where pages of the guest come from."""
+        return vm.kernel == "shared" or self.host.saved_segments is not None
+
+    def _offer(self, guest: Guest, now: int) -> None:
+        """Offer the guest's memory to whatever looks for equal pages; a container's files are not its own to offer."""
+        if guest.index not in self.scanner.origins:
+            self.scanner.advise(guest.index, 0, guest.vm.pages, True, now)
+            return
+        for first, pages in _pieces(np.flatnonzero(self.scanner.origins[guest.index] == 0)):
+            self.scanner.advise(guest.index, first, pages, True, now)
 
     def _refusal(self, vm: Vm) -> str:
         """Why the host does not promise the guest its memory, or nothing."""
@@ -625,7 +646,16 @@ class Machine:
             contents[: len(capture.first)] = self._captured_contents(guest, image, capture.first, OWN)
             return contents, accesses
         guest.places = dict(places)
-        return image.contents(vm.memory, guest.places, self.space), accesses
+        contents = image.contents(vm.memory, guest.places, self.space)
+        for part in image.parts:
+            if part.pool and (version := self._version(part.pool, guest.start)):
+                contents[places[part.name]] = self.space.pool(_saved(part.pool, version), len(places[part.name]))
+        return contents, accesses
+
+    def _version(self, pool: str, start: int) -> int:
+        """Which version of a saved segment a guest has that starts then; 0 the first, or what is no such segment."""
+        segments = self.host.saved_segments.segments if self.host.saved_segments else {}
+        return segments[pool].version(start) if pool in segments else 0
 
     def _files_of(self, vm: Vm) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of the guest's pages hold what was read from files when it starts."""
@@ -640,6 +670,23 @@ class Machine:
             for part in image.parts:
                 files[self._places_of(vm)[part.name]] = part.file
         return files
+
+    def _origins_of(self, vm: Vm) -> Int32:
+        """The file or saved segment that each of the guest's pages comes from by its number, 0 none.
+
+        A pool is one file; so is each content of a capture that another one has too.
+        """
+        image, segments = vm.content, self.host.saved_segments
+        origins = np.zeros(vm.pages, np.int32)
+        if isinstance(image, Captured):
+            first = self.captures[image.path].first
+            origins[: len(first)] = np.where(self._of_files(image, first), first, 0) if segments is None else 0
+            return origins
+        for part in image.parts:
+            file = vm.kernel == "shared" and part.file
+            if part.pool and (file or (segments and segments.shared(part.pool))):
+                origins[self._places_of(vm)[part.name]] = -1 - self.origins.setdefault(part.pool, len(self.origins))
+        return origins
 
     def _of_files(self, image: Captured, captured: Int64) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which contents of a capture were read from files: those that another one of its data set has too."""
@@ -689,6 +736,8 @@ class Machine:
             contents = self._captured_contents(guest, image, captured, _FRESH)
             if guest.index in self.scanner.files:
                 self.scanner.files[guest.index][pages] = self._of_files(image, captured)
+            if guest.vm.kernel == "shared":
+                self.scanner.origins[guest.index][pages] = np.where(self._of_files(image, captured), captured, 0)
             if image.diverge:
                 contents[self._diverging(guest, image)[pages]] = _FRESH
             if not self._write(guest, pages, contents):
@@ -993,12 +1042,21 @@ class Machine:
         }
 
 
+def _saved(segment: str, version: int) -> str:
+    """The pool that holds a version of a saved segment."""
+    return f"{segment}, saved anew {version}" if version else segment
+
+
 def _ranges(guest: Guest, part: str | None) -> Iterator[tuple[int, int]]:
     """First page and length of each piece of a part, or of the whole guest."""
     if part is None:
         yield 0, guest.vm.pages
         return
-    pages = np.sort(guest.places[part])
+    yield from _pieces(np.sort(guest.places[part]))
+
+
+def _pieces(pages: PageNumbers) -> Iterator[tuple[int, int]]:
+    """First page and length of each piece that rising page numbers make."""
     for piece in np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1):
         if len(piece):
             yield int(piece[0]), len(piece)

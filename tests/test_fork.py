@@ -71,14 +71,8 @@ def test_writes_that_were_due_come_later_by_the_time_of_a_fork():
     pages, rate = 20_000, 4.0
     parent = guest("program", part("all", pages, writes={"rate": f"{rate}/s"}), pages=pages)
     idle = {"every": "1h", "levels": [0]}
-    child = {
-        "name": "child",
-        "count": 2,
-        "every": "100ms",
-        "memory": size(pages),
-        "fork_of": "program",
-        "activity": idle,
-    }
+    child = {"name": "child", "count": 2, "every": "100ms", "memory": size(pages), "fork_of": "program"}
+    child["activity"] = idle
     result = run(parent, child, duration="300ms", sample_every="10ms", ksm={"run": 0}, prices="redis-xen-pv")
 
     lost = pages * XEN_NS / 1e9
@@ -94,9 +88,14 @@ def _copies(rate: float, seconds: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "ms_per_gib"), [("redis-physical", (9.0, 13.1)), ("redis-vmware", (12.8, 12.9)),
-                             ("redis-kvm", (23.3, 23.4)), ("redis-xen-pv", (239.3, 239.4))],
-)  # fmt: skip
+    ("name", "ms_per_gib"),
+    [
+        ("redis-physical", (9.0, 13.1)),
+        ("redis-vmware", (12.8, 12.9)),
+        ("redis-kvm", (23.3, 23.4)),
+        ("redis-xen-pv", (239.3, 239.4)),
+    ],
+)
 def test_published_times_of_forks_are_those_of_their_price_sets(name, ms_per_gib):
     page, _ = prices.fork(prices.load(name))
     low, high = ms_per_gib

@@ -257,6 +257,8 @@ class Prices(Block):
     """First touches of memory."""
     fork: Fork | None = None
     """Forks; where a set does not price them, the bundled default does."""
+    sha1: Price | None = None
+    """SHA1 of a page; where a set does not price it, the bundled default does."""
     huge_pages: HugePages | None = None
     """Transparent huge pages; where a set does not price them, the bundled default does."""
     random_access: tuple[Access, ...] = ()
@@ -304,6 +306,13 @@ def fork(prices: Prices) -> tuple[Price, Price]:
     found = prices.fork or known
     assert found is not None and known is not None and known.huge is not None  # the bundled default has both
     return found.page, found.huge or known.huge
+
+
+def sha1(prices: Prices) -> Price:
+    """What the SHA1 of a page costs by this set, or else by the bundled default."""
+    found = prices.sha1 or load(DEFAULT).sha1
+    assert found is not None  # the bundled default has it
+    return found
 
 
 def translation(prices: Prices) -> tuple[Tlb, tuple[Access, ...]]:

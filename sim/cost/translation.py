@@ -201,7 +201,7 @@ class Runner:
     @property
     def levels(self) -> tuple[int, int, int]:
         """Levels of the guest's tables, and of the host's for small and for huge pages."""
-        guest = _LEVELS[self.vm.guest_pages] if self.vm.nested_paging else 0
+        guest = _LEVELS[self.vm.guest_pages] if self.vm.is_nested else 0
         return guest, _LEVELS["4KiB"], _LEVELS[self.host_pages or "2MiB"]
 
 

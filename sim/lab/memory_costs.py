@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 import time
@@ -35,6 +36,7 @@ _COPIES: Final = 20_000
 _PARTS: Final = 100
 _ROUNDS: Final = 9
 _TOUCHED: Final = 128 * MIB
+_HASHED: Final = 64 * MIB
 _FORKED: Final = 512 * MIB
 _FORKS: Final = 25
 _LOADS: Final = 50_000
@@ -190,18 +192,29 @@ def fork() -> Fork:
 
 
 def _fork(area: mmap.mmap | None = None) -> float:
-    """Time (ns) of a fork, with that area in it."""
+    """CPU time (ns) of a fork, with that area in it."""
     if area:
         area.madvise(mmap.MADV_DOFORK)
-    before = time.perf_counter_ns()
+    before = time.thread_time_ns()
     child = os.fork()
     if not child:
         os._exit(0)
-    elapsed = time.perf_counter_ns() - before
+    elapsed = time.thread_time_ns() - before
     os.waitpid(child, 0)
     if area:
         area.madvise(mmap.MADV_DONTFORK)
     return float(elapsed)
+
+
+def sha1() -> Price:
+    """SHA1 of memory that lies in no cache."""
+    memory = os.urandom(_HASHED)
+    times = []
+    for _ in range(_ROUNDS):
+        before = time.thread_time_ns()
+        hashlib.sha1(memory, usedforsecurity=False).digest()
+        times.append((time.thread_time_ns() - before) * SMALL / _HASHED)
+    return typical(times, f"measured: SHA1 of {about_bytes(_HASHED)}, median of {_ROUNDS} times")
 
 
 def random_access(available: int) -> Iterator[Access]:

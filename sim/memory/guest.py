@@ -87,6 +87,10 @@ class Vm(Block):
     """How long each guest lives."""
     fork_of: str | None = None
     """Guests are forked from the first guest of this kind, which must be running on the same host."""
+    kernel: Literal["own", "shared"] = "own"
+    """own: a virtual machine. shared: a container, processes of the host's kernel: it has none of the parts that belong
+    to a kernel, and a file that several containers read from one image is in memory once (see pfcache for images of
+    their own). What it does not read from files is offered to KSM if `mergeable` says so (PR_SET_MEMORY_MERGE)."""
     host: str | None = None
     """The host they run on; in turn over all hosts unless given."""
     numa_node: int | None = Field(default=None, ge=0)
@@ -134,8 +138,14 @@ class Vm(Block):
 
     @property
     def content(self) -> Synthetic | Captured:
-        """The image, the default being one part of unique pages."""
-        return self.image or Synthetic(parts=(Part.model_validate({"name": "memory", "size": "100%"}),))
+        """The image, the default being one part of unique pages; a container has nothing of a kernel's."""
+        image = self.image or Synthetic(parts=(Part.model_validate({"name": "memory", "size": "100%"}),))
+        return image.without_kernel() if self.kernel == "shared" and isinstance(image, Synthetic) else image
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether it has page tables of its own under the host's."""
+        return self.nested_paging and self.kernel == "own"
 
     def lives(self, end: int) -> Iterator[tuple[int, int]]:
         """Start and stop (ns) of each guest; a stop at or after *end* means never."""
@@ -167,6 +177,8 @@ class Vm(Block):
         if self.balloon and self.balloon.min >= self.memory:
             yield At("balloon.min", "leaves nothing for the balloon", f"write less than {format_bytes(self.memory)}")
         for name in ("balloon", "free_page_reporting"):
+            if getattr(self, name) and self.kernel == "shared":
+                yield At(name, "a container has no kernel of its own to give memory back", "remove it or kernel")
             if getattr(self, name) and self.huge_pages == "hugetlbfs":
                 yield At(name, "pages of hugetlbfs are not given back", "remove it or huge_pages")
             if getattr(self, name) and self.fork_of:
@@ -200,6 +212,8 @@ class Vm(Block):
             yield At("stop", f"must come after {late}", f"write more than {format_duration(last)}")
         if self.huge_pages == "hugetlbfs" and self.memory_limit:
             yield At("memory_limit", "pages of hugetlbfs do not count for it", "remove memory_limit or huge_pages")
+        if self.huge_pages == "hugetlbfs" and self.kernel == "shared":
+            yield At("huge_pages", "a container's files are not in hugetlbfs", "remove it or kernel")
         if self.huge_pages == "hugetlbfs" and self.madvise:
             yield At("madvise", "KSM takes no memory of hugetlbfs", "remove madvise or huge_pages")
         for i, burst in enumerate(self.bursts):

@@ -233,6 +233,8 @@ class Part(Block):
     """Memory the guest has used and freed: its contents stay until a balloon or a report of free pages takes them."""
     file: bool = False
     """Memory that the guest's kernel read from files on its disk; a pool of such memory is files of a common image."""
+    kernel: bool = False
+    """Memory of the guest's own kernel, which a container does not have."""
     run: Bytes = 0
     """Length of the pieces in which the part lies about in the guest's memory; 0 keeps it in one piece."""
     writes: Writes | None = None
@@ -282,6 +284,13 @@ class Synthetic(Block):
         if twice:
             raise Several(*twice)
         return self
+
+    def without_kernel(self) -> Synthetic:
+        """The same image for a guest that has no kernel of its own: what belongs to one is never touched."""
+        nothing = {"pool": None, "duplicates": None, "zero": False, "free": False, "file": False, "writes": None}
+        bare = {**nothing, "reads": None, "kernel": False, "untouched": True}
+        parts = (part.model_copy(update=bare) if part.kernel else part for part in self.parts)
+        return self.model_copy(update={"parts": tuple(parts)})
 
     def check_size(self, memory: int) -> None:
         """Raise At if the parts do not fit into *memory* bytes."""

@@ -137,7 +137,14 @@ class Scenario(Block):
                     yield from (_below(f"vms.{i}", fault) for fault in settings.guest_faults(vm))
             if vm.balloon and not any(host.balloon for host in self._hosts_of(vm)):
                 yield At(f"vms.{i}.balloon", "no host has rules that fill balloons", "give the host balloon: {}")
+        pools = {
+            part.pool for vm in self.vms if isinstance(vm.image, Synthetic) for part in vm.image.parts if part.pool
+        }
         for i, host in enumerate(self.hosts):
+            for name in host.saved_segments.segments if host.saved_segments else ():
+                if name not in pools:
+                    path = f"hosts.{i}.saved_segments.segments.{name}"
+                    yield At(path, "no part has this pool", suggestion(name, sorted(pools)))
             if host.balloon and not any(vm.balloon and host in self._hosts_of(vm) for vm in self.vms):
                 yield At(f"hosts.{i}.balloon", "no guest here has a balloon", "give guests balloon: {}")
 

@@ -13,7 +13,9 @@ from sim.sharing.ksm import Ksm
 from sim.sharing.mechanism import Mechanism, Scans, Source
 from sim.sharing.mergemem import Mergemem
 from sim.sharing.page_combining import PageCombining
+from sim.sharing.pfcache import Pfcache
 from sim.sharing.satori import Satori
+from sim.sharing.saved_segments import SavedSegments
 from sim.sharing.tps import Tps
 from sim.sharing.xen import Xen
 from sim.units import Block
@@ -42,6 +44,12 @@ class Sharing(Block):
 
     mergemem: Mergemem | None = None
     """mergemem for Linux 2.0: a program that its user runs, which merges memory of programs of one name."""
+
+    pfcache: Pfcache | None = None
+    """Virtuozzo's file cache: containers share equal files of disks of their own."""
+
+    saved_segments: SavedSegments | None = None
+    """Named saved systems and segments of VM/370 and z/VM."""
 
     @property
     def mechanisms(self) -> Mapping[str, Mechanism]:

@@ -22,7 +22,7 @@ from sim.reclaim.compression import AS_IS, zsmalloc_classes
 from sim.reclaim.pressure import Pressure
 from sim.reclaim.swap import DeviceTimes
 from sim.reclaim.zswap import Pool
-from sim.sharing import equal_pages
+from sim.sharing import declared_pass, equal_pages
 from sim.sharing.equal_pages import Equal
 from sim.sharing.kernels import Kernel
 from sim.sharing.mechanism import Mechanism
@@ -114,6 +114,8 @@ class Site:
     """Price of splitting a huge page."""
     cold_milli: int
     """Surcharge for cold caches (see `Prices.cold_caches`), in thousandths."""
+    sha1_ps: int = 0
+    """Price of the SHA1 of a page."""
     squeeze: Squeeze | None = None
     """How memory is reclaimed; without it all pages stay."""
 
@@ -149,6 +151,8 @@ class Room:
     """What shares pages where they come from."""
     files: dict[int, npt.NDArray[np.bool_]]
     """Of each guest, which pages hold what was read from files, if anything wants to know that."""
+    origins: dict[int, Int32]
+    """Of a guest whose pages are shared as declared, the number of the file or segment that each comes from, 0 none."""
 
     def __init__(self, settings: Mechanism, site: Site) -> None:
         """*settings* are complete for the kernel."""
@@ -184,6 +188,7 @@ class Room:
         self.notes = []
         self.sources = []
         self.files = {}
+        self.origins = {}
         self._free_blocks: list[tuple[int, int]] = [(0, blocks)] if blocks else []
 
     def _pressure(self, squeeze: Squeeze | None, guests: int) -> Pressure:
@@ -356,6 +361,13 @@ class Room:
                 return int(done)
             self._make_room()
 
+    def share(self, frame_of: Int32, pages: Int64, now: int) -> None:
+        """Let pages (of the host's memory) map the frames of their contents (see `declared_pass`)."""
+        done = 0
+        while done < len(pages):
+            self._make_room()
+            done = declared_pass.share_pages(self.m, frame_of, pages, done, now)
+
     def _run_guests(self, until: int) -> None:
         """Let guests' accesses and kswapd happen up to *until*. Raises OutOfFrames."""
         if not self.m.counts[memory.LRU]:
@@ -416,6 +428,8 @@ class Room:
         if len(self.m.packed):
             self.m.packed[self.pages_of(child)] = self.m.packed[self.pages_of(parent)]
         memory.fork_pages(self.m, first, int(self.m.guest[child, memory.FIRST]), pages, now)
+        if parent in self.origins:
+            self.origins[child] = self.origins[parent]
         return next_content
 
     def _name_contents(self, first: int, pages: int, next_content: int) -> int:
@@ -489,6 +503,7 @@ class Room:
         for source in self.sources:
             source.left(guest)
         self.files.pop(guest, None)
+        self.origins.pop(guest, None)
         self.r.load[guest] = 0.0
         if self.m.counts[memory.LRU]:
             pressure.hand_over(self.m, guest)

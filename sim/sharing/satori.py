@@ -1,8 +1,9 @@
 """Satori for Xen: a virtual disk that knows sharing. What two guests read from it shares a frame from the read on.
 
 Source: Milos, Murray, Hand, Fetterman, Satori: Enlightened page sharing, USENIX ATC 2009, abstract and introduction;
-and the tables that Xen kept of it (tools/memshr, 2009): one by image and block, one by the hash of what was read. Assumed:
-all that is read is hashed, and compared with what has its hash. What is done with the memory gained is left out.
+and the tables that Xen kept of it (tools/memshr, 2009): one by image and block, one by the hash of what was read.
+Assumed: all that is read is hashed, and compared with what has its hash. What is done with the memory gained is left
+out.
 """
 
 from __future__ import annotations

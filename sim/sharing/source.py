@@ -24,7 +24,7 @@ class AtSource:
     every: int | None = None
     """Time (ns) from one `act` to the next; it never acts by itself unless given."""
 
-    def __init__(self, settings: Source, room: Room, site: Site) -> None:
+    def __init__(self, settings: Source | None, room: Room, site: Site) -> None:
         """*settings* are complete for the kernel."""
         self.room = room
         self.cpu_ns = 0
