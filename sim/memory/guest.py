@@ -24,9 +24,10 @@ class Burst(Block):
     """Time from one burst to the next; once only unless given."""
     share: Share = 1.0
     """Share of the part's pages, chosen anew each time."""
-    leaves: Literal["unique", "zero", "original", "free"] = "unique"
-    """What is left in the pages: contents never seen before, zeros, or what the guest started with; or the guest
-    frees them without writing, for a balloon or a report of free pages to take."""
+    leaves: Literal["unique", "zero", "original", "files", "free"] = "unique"
+    """What is left in the pages: contents never seen before, zeros, or what the guest started with; files that it never
+    read before, but every guest with such a burst of a part of this name reads into the same pages when it comes to it;
+    or the guest frees the pages without writing, for a balloon or a report of free pages to take."""
 
 
 class Advice(Block):

@@ -20,6 +20,8 @@ from sim.memory.pages import (
     CONTENT,
     DEATHS,
     DIRTY,
+    DISK_KEPT,
+    DUE,
     DUE_COUNT,
     END_OF_TIME,
     FIRST,
@@ -56,6 +58,7 @@ from sim.memory.pages import (
     drop_pages,
     forget_frame,
     keep_in_memory,
+    last_read,
     leave_frame,
     look,
     map_frame,
@@ -106,9 +109,9 @@ ADVISOR_CPU, ADVISOR_LAST, ADVISOR_CHANGE, TREE_CHANGES, VANISHED, EMPTY_CHAINS 
 RUN, PAGES_TO_SCAN, SLEEP_MILLISECS, SMART_SCAN, MAX_PAGE_SHARING, USE_ZERO_PAGES, PRUNE_MILLISECS = range(37, 44)
 ADVISOR, TARGET_SCAN_TIME, MAX_CPU, MAX_PAGES_TO_SCAN, MAX_KERNEL_PAGES, HZ = range(44, 50)
 CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, PROMPT_TIMERS, COLD, MISROUTES, KEY = range(50, 58)
-SPLIT_PS = 58
+SPLIT_PS, HINTS_TO_SCAN, HINT_QUOTA = range(58, 61)
 # ... and for each kind of work its price (ps) and how much of it was done.
-PRICE = 59
+PRICE = 61
 DONE = PRICE + len(WORK)
 NUMBERS = DONE + len(WORK)
 
@@ -1056,6 +1059,31 @@ def visit_block(m: Memory, k: Ksm, block: int, end: int, horizon: int) -> bool:
     return bool(page == end)
 
 
+@compiled
+def visit_hinted(m: Memory, k: Ksm, page: int) -> None:
+    """Visit a page that was just read from a disk, out of turn.
+
+    It is taken to stay as it is: ksmd does not wait for its checksum to be the same a full scan later.
+    """
+    if not in_place(m, page):
+        return
+    block = page // BLOCK
+    settle(m, k, block)
+    m.block[block, DIRTY] = 1
+    k.n[QUOTA] -= 1
+    k.n[BATCH_VISITS] += 1
+    k.n[PAGES_SCANNED] += 1
+    if not k.item[page] & ITEM:
+        new_item(m, k, page)
+    if is_ksm_page(m, page) and k.link[page] == m.held[page] + 1:
+        visit_merged(k)
+        return
+    if m.accesses[page] and not m.place[page] & DUE:
+        look(m, block, moment(k))
+    k.old[page] = content_of(m, page)
+    visit(m, k, page)
+
+
 @inlined
 def free_slot_items(m: Memory, k: Ksm, guest: int) -> None:
     """Free all items of a guest."""
@@ -1204,6 +1232,9 @@ def work_on(m: Memory, k: Ksm, horizon: int) -> int:
         guest = n[SLOT]
         if guest == head:
             begin_scan(m, k)
+        elif n[HINT_QUOTA] > 0 and m.counts[DISK_KEPT] > 0:
+            n[HINT_QUOTA] -= 1
+            visit_hinted(m, k, last_read(m))
         elif has_gone(m, k, guest):
             items = n[ITEMS]
             free_slot_items(m, k, guest)
@@ -1300,6 +1331,7 @@ def advance(m: Memory, k: Ksm, horizon: int, batch_only: bool) -> int:
         n[BATCH_PS] = 0
         n[BATCH_VISITS] = 0
         n[QUOTA] = n[PAGES_TO_SCAN]
+        n[HINT_QUOTA] = n[QUOTA] * n[HINTS_TO_SCAN] // 1_000_000
         spend(k, W_BATCH, 1)
 
 

@@ -72,8 +72,11 @@ class Scanner(Room):
         self.k.n[ksmd.PRICE : ksmd.DONE] = site.work_ps
         self.k.n[ksmd.SPLIT_PS] = site.split_ps
         self.k.n[ksmd.COLD] = site.cold_milli
-        self.k.n[ksmd.MISROUTES] = 1
+        self.k.n[ksmd.MISROUTES] = settings.hints is None
         self.k.n[ksmd.KEY] = np.uint64(site.key).astype(np.int64)
+        if settings.hints:
+            self.m = self.m._replace(from_disk=np.zeros(settings.hints.entries, np.int32))
+            self.k.n[ksmd.HINTS_TO_SCAN] = round(settings.hints.share * 1e6)
         self._contents = site.contents
         self._trees = trees
         self._leaving: set[int] = set()
@@ -117,10 +120,23 @@ class Scanner(Room):
         self.k.slot[guest, ksmd.DIFFERS_AT] = vm.differs_at
         self.k.slot[guest, ksmd.TREE] = node % self._trees * self._contents
 
+    def fill(self, guest: int, contents: Int32, now: int) -> None:
+        """See `Room`."""
+        super().fill(guest, contents, now)
+        self._hint(guest, np.flatnonzero(contents != memory.NEVER), now)
+
     def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
         """Write contents to the guest's pages. Raises OutOfFrames."""
         ksmd.note_writes(self.m, self.k, int(self.m.guest[guest, memory.FIRST]), pages)
         super().write(guest, pages, contents, now)
+        self._hint(guest, pages, now)
+
+    def _hint(self, guest: int, pages: Int64, now: int) -> None:
+        """Tell ksmd which of these pages the guest just read from its disk or wrote to it, if it takes hints."""
+        if len(self.m.from_disk):
+            pages = pages[self.files[guest][pages]]
+            self._make_room(due=len(pages))
+            memory.tell_reads(self.m, int(self.m.guest[guest, memory.FIRST]), pages, now)
 
     def _see_moves(self) -> None:
         if self.m.counts[memory.GONE]:
