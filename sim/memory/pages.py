@@ -56,8 +56,8 @@ DISK_TOP, DISK_KEPT = range(57, 59)
 COUNTS = 59
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
-DIRTY, GUEST, LOOKED, HUGE, ADJACENT = range(5)
-BLOCK_COLUMNS = 5
+DIRTY, GUEST, LOOKED, HUGE, ADJACENT, TEMPER = range(6)
+BLOCK_COLUMNS = 6
 CONTENT, MAPS, KIND = range(3)
 FRAME_COLUMNS = 3
 FIRST, PAGES, KEY, SINCE, ACTIVE, COPIES, THP = range(7)
@@ -77,6 +77,9 @@ WRITES, READS, PERIOD, LOOP_FIRST, LOOP_PAGES, LOWEST, SPAN, FROM_DISK = range(8
 ACCESS_COLUMNS = 8
 TIME, ACTIVE_TIME, PAGE = range(3)
 DUE_COLUMNS = 3
+
+ANY, HOT, COLD, REPEATED = range(4)
+"""What a block is: nobody judged it; accessed often; seldom; seldom, and many of its pages equal others."""
 
 END_OF_TIME = 1 << 62
 STAMP_SHIFT = 16
@@ -113,7 +116,8 @@ class Memory(NamedTuple):
     accesses: UInt16  # (pages,) class of random accesses, 0 none
     block: Int64  # (blocks, BLOCK_COLUMNS) DIRTY changed since the scanner last summed it up, GUEST number,
     #               LOOKED activity time (ns) up to which random writes are in the contents, HUGE 1 while its pages are
-    #               one huge page: all private, in one 2 MiB frame, ADJACENT 1 where its frames came as one
+    #               one huge page: all private, in one 2 MiB frame, ADJACENT 1 where its frames came as one, TEMPER
+    #               as judged: only ANY and REPEATED ones are split for a merge, and ANY and HOT ones made huge
     frame: Int32  # (shared frames, FRAME_COLUMNS) CONTENT, MAPS mappings (of an unused entry the next one), KIND
     guest: Int64  # (guests, GUEST_COLUMNS) FIRST page, PAGES, KEY of its stream of writes, host time (ns) SINCE which
     #               the present activity level lasts, ACTIVE activity time (ns) then, COPIES on write, THP 1 if its
@@ -836,7 +840,14 @@ def share_slot(m: Memory, page: int, copy: int) -> None:
 
 @inlined
 def may_collapse(m: Memory, block: int, max_ptes_none: int, max_ptes_shared: int, max_ptes_swap: int) -> bool:
-    """Whether khugepaged takes the block: something is there, and not too much is missing, shared or swapped out."""
+    """Whether khugepaged takes the block: something is there, and not too much is missing, shared or swapped out.
+
+    It takes none that was judged cold, and one that was judged hot however much of it is shared.
+    """
+    if m.block[block, TEMPER] == HOT:
+        max_ptes_shared = BLOCK
+    elif m.block[block, TEMPER] != ANY:
+        return False
     none, shared, swapped = 0, 0, 0
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
         place = m.place[page]

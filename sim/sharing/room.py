@@ -299,6 +299,7 @@ class Room:
         m.block[blocks, memory.GUEST] = guest
         m.block[blocks, memory.LOOKED] = 0
         m.block[blocks, memory.ADJACENT] = 0
+        m.block[blocks, memory.TEMPER] = memory.ANY
         m.accesses[self.pages_of(guest)] = 0
 
     def pages_of(self, guest: int) -> slice:

@@ -14,7 +14,7 @@ from sim.memory.pages import BLOCK, Int32, Int64
 from sim.sharing import ksm_pass as ksmd
 from sim.sharing.ksm import Ksm
 from sim.sharing.room import OutOfFrames, Room, Site, longer, memory_columns
-from sim.units import MILLISECOND
+from sim.units import MILLISECOND, SECOND
 
 _LOG_ROWS: Final = 4096
 _FIRST_CHAINS: Final = 1024
@@ -71,7 +71,7 @@ class Scanner(Room):
         self._set_up(settings, site)
         self.k.n[ksmd.PRICE : ksmd.DONE] = site.work_ps
         self.k.n[ksmd.SPLIT_PS] = site.split_ps
-        self.k.n[ksmd.COLD] = site.cold_milli
+        self.k.n[ksmd.COLD_MILLI] = site.cold_milli
         self.k.n[ksmd.MISROUTES] = settings.hints is None
         self.k.n[ksmd.KEY] = np.uint64(site.key).astype(np.int64)
         if settings.hints:
@@ -80,6 +80,8 @@ class Scanner(Room):
         self._contents = site.contents
         self._trees = trees
         self._leaving: set[int] = set()
+        mixed = settings.mixed_pages
+        self._judges_at = mixed.every if mixed else memory.END_OF_TIME
 
     def _set_up(self, settings: Ksm, site: Site) -> None:
         n, kernel = self.k.n, site.kernel
@@ -280,6 +282,22 @@ class Scanner(Room):
 
     def advance(self, horizon: int) -> Iterator[Int64]:
         """Let ksmd and due writes run up to *horizon*; yields the log of full scans. Raises OutOfFrames."""
+        while self._judges_at < horizon:
+            yield from self._advance(self._judges_at)
+            self._judge(self._judges_at)
+        yield from self._advance(horizon)
+
+    def _judge(self, now: int) -> None:
+        """Say anew which huge pages ksmd may split, and which khugepaged may make."""
+        mixed = self._settings.mixed_pages
+        assert mixed is not None  # or there were no time for it
+        splits = memory.frames_free(self.m) < mixed.free_below * self.m.counts[memory.LIMIT]
+        repeated = max(1, round(mixed.repeated * BLOCK))
+        copies = np.zeros(len(self.k.head), np.int32)
+        ksmd.judge_blocks(self.m, self.k, copies, mixed.cold_below / SECOND, repeated, splits, now)
+        self._judges_at = now + mixed.every
+
+    def _advance(self, horizon: int) -> Iterator[Int64]:
         while self.m.counts[memory.LRU]:
             ksmd_ns = self._ksmd_time()
             self._run_guests(min(max(ksmd_ns, 0), horizon) - 1)
