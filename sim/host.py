@@ -342,7 +342,15 @@ class Machine:
     def _access_table(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """What `Memory.rates` says of each class of accesses."""
         from sim.memory.pages import (
-            ACCESS_COLUMNS, FROM_DISK, LOOP_FIRST, LOOP_PAGES, LOWEST, PERIOD, READS, SPAN, WRITES,
+            ACCESS_COLUMNS,
+            FROM_DISK,
+            LOOP_FIRST,
+            LOOP_PAGES,
+            LOWEST,
+            PERIOD,
+            READS,
+            SPAN,
+            WRITES,
         )  # fmt: skip
 
         table = np.zeros((len(self.classes) + 1, ACCESS_COLUMNS))
@@ -354,7 +362,7 @@ class Machine:
             elif kind.leaves != "unique":
                 contents = self.space.pool(kind.leaves, self._pool_sizes().get(kind.leaves, 1))
                 table[number, [LOWEST, SPAN]] = contents[0], len(contents)
-                table[number, FROM_DISK] = 1
+                table[number, FROM_DISK] = kind.file
         return table
 
     def _places_of(self, vm: Vm) -> Mapping[str, PageNumbers]:

@@ -154,6 +154,10 @@ class Vm(Block):
             if part not in parts:
                 remedy = suggestion(part, parts) if parts else "only a synthetic image has parts"
                 yield At(f"{path}.part", "no such part in the guest's image", remedy)
+        files = [part.name for part in image.parts if part.file] if isinstance(image, Synthetic) else []
+        for i, burst in enumerate(self.bursts):
+            if burst.leaves == "files" and burst.part in parts and burst.part not in files:
+                yield At(f"bursts.{i}.leaves", f"part {burst.part} holds no files", "write file: true in that part")
 
     @model_validator(mode="after")
     def _consistent(self) -> Vm:

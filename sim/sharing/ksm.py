@@ -122,6 +122,11 @@ class Ksm(Scans):
     changes: tuple[KsmChange, ...] = ()
     """Settings written in mid-run."""
 
+    @property
+    def wants_files(self) -> bool:
+        """For hints."""
+        return self.hints is not None
+
     def behaviour(self) -> type[Scanner]:
         """ksmd."""
         from sim.sharing.scanner import Scanner

@@ -114,8 +114,8 @@ ADVISOR_CPU, ADVISOR_LAST, ADVISOR_CHANGE, TREE_CHANGES, VANISHED, EMPTY_CHAINS 
 # ... its settings and the kernel's ways, ...
 RUN, PAGES_TO_SCAN, SLEEP_MILLISECS, SMART_SCAN, MAX_PAGE_SHARING, USE_ZERO_PAGES, PRUNE_MILLISECS = range(37, 44)
 ADVISOR, TARGET_SCAN_TIME, MAX_CPU, MAX_PAGES_TO_SCAN, MAX_KERNEL_PAGES, HZ = range(44, 50)
-CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, PROMPT_TIMERS, COLD_MILLI, MISROUTES, KEY = range(50, 58)
-SPLIT_PS, HINTS_TO_SCAN, HINT_QUOTA = range(58, 61)
+CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, PROMPT_TIMERS, COLD_MILLI = range(50, 56)
+MISROUTES, KEY, SPLIT_PS, HINTS_TO_SCAN, HINT_QUOTA = range(56, 61)
 # ... and for each kind of work its price (ps) and how much of it was done.
 PRICE = 61
 DONE = PRICE + len(WORK)
@@ -546,7 +546,7 @@ def in_unstable_tree(m: Memory, k: Ksm, page: int) -> bool:
 def may_split(m: Memory, block: int) -> bool:
     """Whether ksmd may take the block apart, should it be a huge page."""
     temper = m.block[block, TEMPER]
-    return bool(temper == ANY or temper == REPEATED or not m.block[block, HUGE])
+    return bool(not m.block[block, HUGE] or temper in (ANY, REPEATED))
 
 
 @inlined
@@ -1448,9 +1448,8 @@ def leave(m: Memory, k: Ksm, guest: int) -> bool:
 def judge_blocks(m: Memory, k: Ksm, copies: Int32, cold: float, repeated: int, splits: bool, now: int) -> None:
     """Say which blocks are hot, with *cold* accesses per ns and more, and which of the others have many equal pages.
 
-    Many are *repeated* ones; with *splits* not set no block has. *copies* is room for one number per content and tree.
+    Many are *repeated* ones; with *splits* not set no block has. *copies* are zeros, one for each content and tree.
     """
-    copies[:] = 0
     for page in range(m.place.size):
         if page % BLOCK == 0:
             look(m, page // BLOCK, now)
