@@ -312,6 +312,7 @@ class Machine:
         kinds = (group.kind for vm in own for group in groups(vm.content, self._places_of(vm)))
         self.classes = numbered(kinds)
         rates = self._access_table()
+        self.read_files = self._reserve_files()
         contents = self._reserve_contents()
         behaviour = host.scanner.behaviour()
         make: Callable[..., Room] = make_scanner or behaviour
@@ -350,7 +351,17 @@ class Machine:
 
     def _access_table(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """What `Memory.rates` says of each class of accesses."""
-        from sim.memory.pages import ACCESS_COLUMNS, LOOP_FIRST, LOOP_PAGES, LOWEST, PERIOD, READS, SPAN, WRITES
+        from sim.memory.pages import (
+            ACCESS_COLUMNS,
+            FROM_DISK,
+            LOOP_FIRST,
+            LOOP_PAGES,
+            LOWEST,
+            PERIOD,
+            READS,
+            SPAN,
+            WRITES,
+        )  # fmt: skip
 
         table = np.zeros((len(self.classes) + 1, ACCESS_COLUMNS))
         for kind, number in self.classes.items():
@@ -361,6 +372,7 @@ class Machine:
             elif kind.leaves != "unique":
                 contents = self.space.pool(kind.leaves, self._pool_sizes().get(kind.leaves, 1))
                 table[number, [LOWEST, SPAN]] = contents[0], len(contents)
+                table[number, FROM_DISK] = kind.file
         return table
 
     def _places_of(self, vm: Vm) -> Mapping[str, PageNumbers]:
@@ -398,6 +410,22 @@ class Machine:
             elif isinstance(image, Synthetic):
                 later += image.duplicate_contents(guest.vm.memory)
         return self.space.count + later
+
+    def _reserve_files(self) -> dict[tuple[str, int], int]:
+        """First content of the files that the bursts of a part, of that number, ever read."""
+        most: dict[tuple[str, int], int] = {}
+        for guest in self.guests:
+            for number, burst in enumerate(guest.vm.bursts):
+                if burst.leaves == "files":
+                    pages = len(self._places_of(self._own(guest.vm))[burst.part])
+                    turns = 1 + (max(self.duration - burst.at, 0) // burst.every if burst.every else 0)
+                    name = burst.part, number
+                    most[name] = max(most.get(name, 0), turns * round(burst.share * pages))
+        return {name: self.space.some(contents) for name, contents in most.items()}
+
+    def _own(self, vm: Vm) -> Vm:
+        """The kind of guest whose image a kind has: its own, or that of its parent."""
+        return next(each.vm for each in self.guests if each.vm.name == vm.fork_of) if vm.fork_of else vm
 
     def _most_pages(self) -> int:
         """Pages, in whole blocks, that guests hold at the busiest moment."""
@@ -753,17 +781,22 @@ class Machine:
                 return
             pages = where
             if burst.share < 1:
-                draw = generator(self.seed, "guest", guest.name, "burst", number, times)
+                whose = ("files", burst.part) if burst.leaves == "files" else ("guest", guest.name)
+                draw = generator(self.seed, *whose, "burst", number, times)
                 pages = np.sort(draw.choice(where, round(burst.share * len(where)), replace=False))
             if burst.leaves == "free":
                 self._free(guest, pages)
-            elif not self._write(guest, pages, self._burst_contents(guest, burst, pages)):
+            elif not self._write(guest, pages, self._burst_contents(guest, number, times, pages)):
                 return
             if burst.every is None:
                 return
             times += 1
 
-    def _burst_contents(self, guest: Guest, burst: Burst, pages: PageNumbers) -> Int32:
+    def _burst_contents(self, guest: Guest, number: int, times: int, pages: PageNumbers) -> Int32:
+        burst = guest.vm.bursts[number]
+        if burst.leaves == "files":
+            first = self.read_files[burst.part, number] + times * len(pages)
+            return np.arange(first, first + len(pages), dtype=np.int32)
         if burst.leaves == "original":
             assert guest.original is not None  # kept because of this burst
             return guest.original[pages]

@@ -50,6 +50,7 @@ def empty_memory(*, pages: int, guests: int, frames: int, due: int = 64) -> Memo
         frame=np.zeros((blocks * BLOCK + ksmd.ROOM, memory.FRAME_COLUMNS), np.int32),
         frame_lru=np.zeros((0, memory.FRAME_LRU_COLUMNS), np.int32),
         gone=np.zeros(0, np.int32),
+        from_disk=np.zeros(0, np.int32),
         guest=np.zeros((guests, memory.GUEST_COLUMNS), np.int64),
         level=np.ones(guests),
         rates=np.zeros((CLASSES, memory.ACCESS_COLUMNS)),

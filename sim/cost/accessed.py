@@ -1,9 +1,22 @@
-"""Which pages a guest accesses, and in what kind of frame each lies: compiled loops for the TLB and the cache."""
+"""Which pages a guest accesses, how often, and in what kind of frame each lies: compiled loops."""
 
 from __future__ import annotations
 
 from sim.memory.compiled import compiled
-from sim.memory.pages import BLOCK, HUGE, PRESENT, SHARED, ZERO, Float64, Int64, Memory
+from sim.memory.pages import (
+    BLOCK,
+    GUEST,
+    HUGE,
+    PERIOD,
+    PRESENT,
+    READS,
+    SHARED,
+    WRITES,
+    ZERO,
+    Float64,
+    Int64,
+    Memory,
+)
 
 IN_SMALL, IN_HUGE, IN_LAST = range(3)
 """Columns of a tally: pages in small frames, in huge ones, and in a last block that is too short for a huge one."""
@@ -27,6 +40,19 @@ def tally(m: Memory, first: int, pages: int, rates: Float64, counts: Int64, area
             else:
                 counts[kind, IN_HUGE if huge[area] else IN_SMALL] += 1
                 areas[area] += rates[kind]
+
+
+@compiled
+def accesses(m: Memory, block: int) -> float:
+    """Accesses per ns, by guests as active as now, to the pages of a block."""
+    rate = 0.0
+    for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        kind = m.accesses[page]
+        if kind and m.place[page] & PRESENT:
+            rate += m.rates[kind, WRITES] + m.rates[kind, READS]
+            if m.rates[kind, PERIOD] > 0.0:
+                rate += 1.0 / m.rates[kind, PERIOD]
+    return float(rate * m.level[m.block[block, GUEST]])
 
 
 @compiled

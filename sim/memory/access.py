@@ -26,6 +26,8 @@ class Kind(NamedTuple):
     """First page (of the guest) of the loop."""
     pages: int = 0
     """Pages of the loop."""
+    file: bool = False
+    """Whether what a write leaves was read from a file."""
 
 
 class Group(NamedTuple):
@@ -42,20 +44,22 @@ def groups(image: Synthetic | Captured, places: Mapping[str, PageNumbers]) -> It
     """
     if isinstance(image, Captured):
         if image.reads:
-            yield from _grouped(places[""], None, image.reads)
+            yield from _grouped(places[""], None, image.reads, False)
         return
     for part in image.parts:
         if part.writes or part.reads:
-            yield from _grouped(places[part.name], part.writes, part.reads)
+            yield from _grouped(places[part.name], part.writes, part.reads, part.file)
 
 
-def _grouped(where: PageNumbers, writes: Writes | None, reads: Reads | None) -> Iterator[Group]:
+def _grouped(where: PageNumbers, writes: Writes | None, reads: Reads | None, file: bool) -> Iterator[Group]:
     written = writes.pieces(len(where)) if writes else [(len(where), 0.0)]
     read = reads.pieces(len(where)) if reads else [(len(where), 0.0)]
     start = 0
     for end in sorted({end for end, _ in (*written, *read)}):
         write_rate, read_rate = (next(rate for last, rate in rates if end <= last) for rates in (written, read))
         kind = Kind(writes=write_rate, leaves=writes.leaves if writes and write_rate else "unique", reads=read_rate)
+        if file and kind.leaves not in ("unique", "zero"):
+            kind = kind._replace(file=True)
         if reads and reads.order == "loop" and read_rate:
             period = round(SECOND / read_rate)
             kind = kind._replace(reads=0.0, period=period, first=int(where[0]), pages=len(where))

@@ -24,9 +24,10 @@ class Burst(Block):
     """Time from one burst to the next; once only unless given."""
     share: Share = 1.0
     """Share of the part's pages, chosen anew each time."""
-    leaves: Literal["unique", "zero", "original", "free"] = "unique"
-    """What is left in the pages: contents never seen before, zeros, or what the guest started with; or the guest
-    frees them without writing, for a balloon or a report of free pages to take."""
+    leaves: Literal["unique", "zero", "original", "files", "free"] = "unique"
+    """What is left in the pages: contents never seen before, zeros, or what the guest started with; files that it never
+    read before, but every guest with such a burst of a part of this name reads into the same pages when it comes to it;
+    or the guest frees the pages without writing, for a balloon or a report of free pages to take."""
 
 
 class Advice(Block):
@@ -163,6 +164,10 @@ class Vm(Block):
             if part not in parts:
                 remedy = suggestion(part, parts) if parts else "only a synthetic image has parts"
                 yield At(f"{path}.part", "no such part in the guest's image", remedy)
+        files = [part.name for part in image.parts if part.file] if isinstance(image, Synthetic) else []
+        for i, burst in enumerate(self.bursts):
+            if burst.leaves == "files" and burst.part in parts and burst.part not in files:
+                yield At(f"bursts.{i}.leaves", f"part {burst.part} holds no files", "write file: true in that part")
 
     @model_validator(mode="after")
     def _consistent(self) -> Vm:

@@ -52,12 +52,12 @@ PGSCAN_KSWAPD, PGSCAN_DIRECT, PGSTEAL_KSWAPD, PGSTEAL_DIRECT, ALLOCSTALL = range
 PGMAJFAULT, REFAULT, REFAULT_ACTIVE = range(43, 46)
 PSI_SOME, PSI_FULL, KSWAPD_PS, DIRECT_PS, SWAP_PS, STALLED_NS = range(46, 52)
 POOLED_PAGES, ZSWPIN, ZSWPOUT, ZSWPWB, KSM_STAYS, SWPIN_WAIT_NS, SWPIN_CACHED, UNPATCHED = range(52, 60)
-POOL_HAS_NO_SLOTS = 60
-COUNTS = 61
+POOL_HAS_NO_SLOTS, DISK_TOP, DISK_KEPT = range(60, 63)
+COUNTS = 63
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
-DIRTY, GUEST, LOOKED, HUGE, ADJACENT = range(5)
-BLOCK_COLUMNS = 5
+DIRTY, GUEST, LOOKED, HUGE, ADJACENT, TEMPER = range(6)
+BLOCK_COLUMNS = 6
 CONTENT, MAPS, KIND = range(3)
 FRAME_COLUMNS = 3
 FIRST, PAGES, KEY, SINCE, ACTIVE, COPIES, THP = range(7)
@@ -73,10 +73,13 @@ OWNER, RING, SEEN = range(3, 6)
 FRAME_LRU_COLUMNS = 6
 OBJECTS, ZSPAGE_PAGES, WEIGHT, STORED = range(1, 5)
 ZSPAGE_COLUMNS = 5
-WRITES, READS, PERIOD, LOOP_FIRST, LOOP_PAGES, LOWEST, SPAN = range(7)
-ACCESS_COLUMNS = 7
+WRITES, READS, PERIOD, LOOP_FIRST, LOOP_PAGES, LOWEST, SPAN, FROM_DISK = range(8)
+ACCESS_COLUMNS = 8
 TIME, ACTIVE_TIME, PAGE = range(3)
 DUE_COLUMNS = 3
+
+ANY, HOT, COLD, REPEATED = range(4)
+"""What a block is: nobody judged it; accessed often; seldom; seldom, and many of its pages equal others."""
 
 END_OF_TIME = 1 << 62
 STAMP_SHIFT = 16
@@ -108,10 +111,13 @@ class Memory(NamedTuple):
     frame_lru: Int32  # (shared frames, FRAME_LRU_COLUMNS), empty without LRU: as lru; OWNER the guest it is charged to,
     #                   RING page + 1 of a mapper, SEEN as seen; of a swap entry SEEN POOLED and STAMP its `packed`
     gone: Int32  # (GONE entries,) mergeable pages that were swapped out (page + 1) or came back (-(page + 1)) of late
+    from_disk: Int32  # (entries,), empty where nobody asks: page + 1 of pages that guests read from their disks of
+    #                   late, a ring with the last one at DISK_TOP, of which DISK_KEPT are still to be told
     accesses: UInt16  # (pages,) class of random accesses, 0 none
     block: Int64  # (blocks, BLOCK_COLUMNS) DIRTY changed since the scanner last summed it up, GUEST number,
     #               LOOKED activity time (ns) up to which random writes are in the contents, HUGE 1 while its pages are
-    #               one huge page: all private, in one 2 MiB frame, ADJACENT 1 where its frames came as one
+    #               one huge page: all private, in one 2 MiB frame, ADJACENT 1 where its frames came as one, TEMPER
+    #               as judged: only ANY and REPEATED ones are split for a merge, and ANY and HOT ones made huge
     frame: Int32  # (shared frames, FRAME_COLUMNS) CONTENT, MAPS mappings (of an unused entry the next one), KIND
     guest: Int64  # (guests, GUEST_COLUMNS) FIRST page, PAGES, KEY of its stream of writes, host time (ns) SINCE which
     #               the present activity level lasts, ACTIVE activity time (ns) then, COPIES on write, THP 1 if its
@@ -122,7 +128,7 @@ class Memory(NamedTuple):
     rates: Float64  # (classes, ACCESS_COLUMNS) WRITES and READS per ns of activity time and page; PERIOD (ns of
     #                 activity time) of a loop that reads LOOP_PAGES pages from LOOP_FIRST of the guest, one after the
     #                 other; LOWEST content left by a write, SPAN number of such contents (0: a fresh one each time);
-    #                 classes without writes come last
+    #                 FROM_DISK 1 if a write is a page read from a disk; classes without writes come last
     due: Int64  # (due, DUE_COLUMNS) heap of accesses already drawn: host TIME (ns), ACTIVE_TIME (ns), PAGE * 2, plus 1
     #             for a read
     counts: Int64  # (COUNTS,)
@@ -839,7 +845,14 @@ def share_slot(m: Memory, page: int, copy: int) -> None:
 
 @inlined
 def may_collapse(m: Memory, block: int, max_ptes_none: int, max_ptes_shared: int, max_ptes_swap: int) -> bool:
-    """Whether khugepaged takes the block: something is there, and not too much is missing, shared or swapped out."""
+    """Whether khugepaged takes the block: something is there, and not too much is missing, shared or swapped out.
+
+    It takes none that was judged cold, and one that was judged hot however much of it is shared.
+    """
+    if m.block[block, TEMPER] == HOT:
+        max_ptes_shared = BLOCK
+    elif m.block[block, TEMPER] != ANY:
+        return False
     none, shared, swapped = 0, 0, 0
     for page in range(block * BLOCK, block * BLOCK + BLOCK):
         place = m.place[page]
@@ -999,6 +1012,36 @@ def plan_read(m: Memory, page: int, now: int) -> None:
 
 
 @compiled
+def tell_read(m: Memory, page: int, now: int) -> None:
+    """Note that a page was read from a disk; the oldest note is lost if there is no room. Plan the next such read."""
+    if not m.place[page] & (PRESENT | SWAPPED):
+        return
+    size = m.from_disk.size
+    m.counts[DISK_TOP] = (m.counts[DISK_TOP] + 1) % size
+    m.counts[DISK_KEPT] = min(m.counts[DISK_KEPT] + 1, size)
+    m.from_disk[m.counts[DISK_TOP]] = page + 1
+    if m.rates[m.accesses[page], FROM_DISK] != 0.0:
+        plan_write(m, page, now)
+
+
+@compiled
+def tell_reads(m: Memory, first: int, pages: Int64, now: int) -> None:
+    """Note that pages `first + pages` were read from a disk; there is room for what that plans."""
+    for i in range(pages.size):
+        tell_read(m, first + pages[i], now)
+
+
+@inlined
+def last_read(m: Memory) -> int:
+    """The page that was last read from a disk of those not yet told; there is one."""
+    size = m.from_disk.size
+    page = m.from_disk[m.counts[DISK_TOP]] - 1
+    m.counts[DISK_TOP] = (m.counts[DISK_TOP] + size - 1) % size
+    m.counts[DISK_KEPT] -= 1
+    return int(page)
+
+
+@compiled
 def next_due(m: Memory) -> int:
     """Host time (ns) before which nothing is due."""
     return int(m.due[0, TIME]) if m.counts[DUE_COUNT] > 0 else END_OF_TIME
@@ -1017,13 +1060,16 @@ def due_in_time(m: Memory) -> bool:
 
 @inlined
 def forget_due(m: Memory) -> None:
-    """Strike the first of what is due off the list."""
-    code = m.due[0, PAGE]
-    m.place[code // 2] &= ~(DUE_READ if code & 1 else DUE)
+    """Strike the first of what is due off the list; where reads from disks are told, the page's next one is planned."""
+    code, then = m.due[0, PAGE], m.due[0, TIME]
+    page = code // 2
+    m.place[page] &= ~(DUE_READ if code & 1 else DUE)
     m.counts[DUE_COUNT] -= 1
     last = m.counts[DUE_COUNT]
     _swap(m, 0, last)
     _sift_down(m, 0)
+    if code & 1 == 0 and m.from_disk.size and m.rates[m.accesses[page], FROM_DISK] != 0.0:
+        tell_read(m, page, then)
 
 
 @compiled

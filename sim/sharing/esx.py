@@ -82,6 +82,9 @@ class Esx(Room):
         thresholds, goal = settings.thresholds(site.frames * PAGE_BYTES)
         self._thresholds = [each // PAGE_BYTES for each in thresholds]
         self._goal = goal // PAGE_BYTES
+        self._proactive = settings.proactive
+        if self._proactive:
+            self.t.n[tps.COLD_BELOW] = round(self._proactive.cold_below * 1e9)
         self.t.n[tps.FLOOR] = self._thresholds[-1]
         self._depth = 0
         self._now = 0
@@ -126,11 +129,22 @@ class Esx(Room):
         guests = list(self._vms)
         rates = self._settings.rates([self._vms[guest].pages for guest in guests])
         for guest, rate in zip(guests, rates, strict=True):
-            self.t.guest[guest, tps.RATE] = round(rate * 1e6)
+            self.t.guest[guest, tps.RATE] = round(rate * self._haste(guest) * 1e6)
+
+    def _haste(self, guest: int) -> float:
+        """How many times faster than its settings say the guest is scanned, because much of it may be shared."""
+        if not self._proactive:
+            return 1.0
+        seen, equal = self.t.guest[guest, [tps.SEEN, tps.EQUAL]]
+        return 1 + (self._proactive.share_rate - 1) * float(equal / max(seen, 1))
+
+    def _is_scarce(self) -> bool:
+        """Whether so little memory is free that all large pages are broken."""
+        return self._proactive is not None and self._free() < self._proactive.free_below * self.m.counts[memory.LIMIT]
 
     def _set_large_pages(self) -> None:
         """Guests touch memory in large pages while memory is plenty and nothing of theirs was taken."""
-        plenty = self._rung is None
+        plenty = self._rung is None and not self._is_scarce()
         for guest, vm in self._vms.items():
             self.m.guest[guest, memory.THP] = vm.large and plenty and not self.t.guest[guest, _OUT].any()
 
@@ -211,6 +225,8 @@ class Esx(Room):
         if self._ticks * _TICK % self._settings.ways.sample_every == 0:
             self._estimate_activity()
         self._look_at_free_memory(now)
+        if self._is_scarce():
+            tps.break_all(self.m)
         rung = self._rung
         if rung is not None and rung.calls:
             self._share_now(now)
@@ -227,6 +243,7 @@ class Esx(Room):
         every = self._settings.ways.sample_every
         for guest, vm in self._vms.items():
             vm.see(tps.active_pages(self.m, self.t, guest, _SAMPLES, every) / _SAMPLES)
+        self._set_rates()
 
     # --- states of memory -----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from sim.errors import At
 from sim.sharing.kernels import Kernel
 from sim.sharing.mechanism import Scans
-from sim.units import DAY, Block, Duration, Switch, not_boolean
+from sim.units import DAY, SECOND, Block, Duration, Rate, Share, Switch, not_boolean
 
 if TYPE_CHECKING:
     from sim.sharing.scanner import Scanner
@@ -47,6 +47,37 @@ class KsmChange(Block):
             value = getattr(self, name)
             if name != "at" and value is not None:
                 yield name, value
+
+
+class Hints(Block):
+    """Hints of pages that guests just read from their virtual disks or wrote to them, which ksmd visits out of turn.
+
+    XLH, a patch to Linux 3.4 that never went in: Miller and others, USENIX ATC 2013. A ring of hints of which the last
+    is followed first, in turn with the ordinary scan. Not told there, and assumed: the two settings, that a hinted page
+    need not be found unchanged by a second scan, and that its checksum is taken all the same.
+    """
+
+    entries: int = Field(default=8192, ge=1, le=1 << 24)
+    """Hints that are kept; a new one takes the place of the oldest."""
+    share: Share = 0.5
+    """Most of a batch's pages_to_scan that goes to hinted pages; without hints all of it is the ordinary scan's."""
+
+
+class MixedPages(Block):
+    """Which huge pages are taken apart, and which are made again: by how often they are used and what they hold.
+
+    SmartMD, a patch to Linux: Guo and others, USENIX ATC 2017. Only its abstract and a note of its laboratory were read
+    (liujunming.top, 24 Aug 2017), so the figures here are assumed, and what the monitoring itself costs is left out.
+    """
+
+    every: Duration = Field(default=10 * SECOND, gt=0)
+    """How often huge pages are judged."""
+    cold_below: Rate = 1.0
+    """A huge page with fewer accesses is cold; ksmd splits no other, and khugepaged makes no other small pages huge."""
+    repeated: Share = 0.125
+    """Least share of a cold huge page's pages that must equal others, before ksmd may split it."""
+    free_below: Share = 1.0
+    """ksmd splits huge pages only while less of the host's memory is free."""
 
 
 class Ksm(Scans):
@@ -84,8 +115,17 @@ class Ksm(Scans):
     """Most pages_to_scan."""
     ksmd_cpu_before: Duration = Field(default=0, le=30 * DAY)
     """CPU time ksmd used before the run: the advisor, once on, takes it for that of its first scan."""
+    hints: Hints | None = None
+    """Look at pages first that guests read from their disks; no released kernel does."""
+    mixed_pages: MixedPages | None = None
+    """Split only huge pages that are cold and hold enough that is equal; no released kernel does."""
     changes: tuple[KsmChange, ...] = ()
     """Settings written in mid-run."""
+
+    @property
+    def wants_files(self) -> bool:
+        """For hints."""
+        return self.hints is not None
 
     def behaviour(self) -> type[Scanner]:
         """ksmd."""

@@ -12,14 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sim.cost.accessed import accesses
 from sim.memory.compiled import compiled, inlined
 from sim.memory.pages import (
     ADJACENT,
     ANON,
+    ANY,
     BLOCK,
+    COLD,
     CONTENT,
     DEATHS,
     DIRTY,
+    DISK_KEPT,
+    DUE,
     DUE_COUNT,
     END_OF_TIME,
     FIRST,
@@ -27,6 +32,7 @@ from sim.memory.pages import (
     FREE_FRAME,
     GONE,
     GUEST,
+    HOT,
     HUGE,
     KIND,
     KSM,
@@ -42,8 +48,10 @@ from sim.memory.pages import (
     PAGES,
     PRESENT,
     REMOVED,
+    REPEATED,
     SHARED,
     SWAPPED,
+    TEMPER,
     THP_SPLIT,
     WRITES,
     ZERO,
@@ -56,6 +64,7 @@ from sim.memory.pages import (
     drop_pages,
     forget_frame,
     keep_in_memory,
+    last_read,
     leave_frame,
     look,
     map_frame,
@@ -105,10 +114,10 @@ ADVISOR_CPU, ADVISOR_LAST, ADVISOR_CHANGE, TREE_CHANGES, VANISHED, EMPTY_CHAINS 
 # ... its settings and the kernel's ways, ...
 RUN, PAGES_TO_SCAN, SLEEP_MILLISECS, SMART_SCAN, MAX_PAGE_SHARING, USE_ZERO_PAGES, PRUNE_MILLISECS = range(37, 44)
 ADVISOR, TARGET_SCAN_TIME, MAX_CPU, MAX_PAGES_TO_SCAN, MAX_KERNEL_PAGES, HZ = range(44, 50)
-CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, PROMPT_TIMERS, COLD, MISROUTES, KEY = range(50, 58)
-SPLIT_PS = 58
+CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, PROMPT_TIMERS, COLD_MILLI = range(50, 56)
+MISROUTES, KEY, SPLIT_PS, HINTS_TO_SCAN, HINT_QUOTA = range(56, 61)
 # ... and for each kind of work its price (ps) and how much of it was done.
-PRICE = 59
+PRICE = 61
 DONE = PRICE + len(WORK)
 NUMBERS = DONE + len(WORK)
 
@@ -534,9 +543,21 @@ def in_unstable_tree(m: Memory, k: Ksm, page: int) -> bool:
 
 
 @inlined
+def may_split(m: Memory, block: int) -> bool:
+    """Whether ksmd may take the block apart, should it be a huge page."""
+    temper = m.block[block, TEMPER]
+    return bool(not m.block[block, HUGE] or temper in (ANY, REPEATED))
+
+
+@inlined
 def on_its_own(m: Memory, k: Ksm, page: int) -> bool:
-    """Split the huge page that the page may be in, as a merge must. Returns False if that unmapped the page."""
+    """Split the huge page that the page may be in, as a merge must.
+
+    Returns False if that unmapped the page, or if the huge page must stay.
+    """
     block = page // BLOCK
+    if not may_split(m, block):
+        return False
     if m.block[block, HUGE]:
         k.n[BATCH_PS] += k.n[SPLIT_PS]
         split_huge(m, block, moment(k))
@@ -562,8 +583,11 @@ def merge_with_stable(m: Memory, k: Ksm, page: int, frame: int) -> None:
 def promote_pair(m: Memory, k: Ksm, page: int, tree_page: int, content: int) -> None:
     """Make the page a KSM page and let the page from the unstable tree map it.
 
-    Huge pages are split first; both pages stay as they are if they were in the same one, or if a split unmaps one.
+    Huge pages are split first; both pages stay as they are if they were in the same one, or one that must stay, or if a
+    split unmaps one.
     """
+    if not may_split(m, page // BLOCK) or not may_split(m, tree_page // BLOCK):
+        return
     settle(m, k, tree_page // BLOCK)
     m.block[tree_page // BLOCK, DIRTY] = 1
     together = m.block[page // BLOCK, HUGE] and page // BLOCK == tree_page // BLOCK
@@ -1056,6 +1080,31 @@ def visit_block(m: Memory, k: Ksm, block: int, end: int, horizon: int) -> bool:
     return bool(page == end)
 
 
+@compiled
+def visit_hinted(m: Memory, k: Ksm, page: int) -> None:
+    """Visit a page that was just read from a disk, out of turn.
+
+    It is taken to stay as it is: ksmd does not wait for its checksum to be the same a full scan later.
+    """
+    if not in_place(m, page):
+        return
+    block = page // BLOCK
+    settle(m, k, block)
+    m.block[block, DIRTY] = 1
+    k.n[QUOTA] -= 1
+    k.n[BATCH_VISITS] += 1
+    k.n[PAGES_SCANNED] += 1
+    if not k.item[page] & ITEM:
+        new_item(m, k, page)
+    if is_ksm_page(m, page) and k.link[page] == m.held[page] + 1:
+        visit_merged(k)
+        return
+    if m.accesses[page] and not m.place[page] & DUE:
+        look(m, block, moment(k))
+    k.old[page] = content_of(m, page)
+    visit(m, k, page)
+
+
 @inlined
 def free_slot_items(m: Memory, k: Ksm, guest: int) -> None:
     """Free all items of a guest."""
@@ -1204,6 +1253,9 @@ def work_on(m: Memory, k: Ksm, horizon: int) -> int:
         guest = n[SLOT]
         if guest == head:
             begin_scan(m, k)
+        elif n[HINT_QUOTA] > 0 and m.counts[DISK_KEPT] > 0:
+            n[HINT_QUOTA] -= 1
+            visit_hinted(m, k, last_read(m))
         elif has_gone(m, k, guest):
             items = n[ITEMS]
             free_slot_items(m, k, guest)
@@ -1258,7 +1310,7 @@ def end_batch(k: Ksm) -> None:
     n = k.n
     visits = n[BATCH_VISITS]
     if visits > 0:
-        n[BATCH_PS] += np.int64(n[BATCH_PS] * (n[COLD] / 1000.0) * math.log1p(visits / 100.0) * 100.0 / visits)
+        n[BATCH_PS] += np.int64(n[BATCH_PS] * (n[COLD_MILLI] / 1000.0) * math.log1p(visits / 100.0) * 100.0 / visits)
     now = moment(k)
     n[TOTAL_PS] += n[BATCH_PS]
     n[BATCH_PS] = 0
@@ -1300,6 +1352,7 @@ def advance(m: Memory, k: Ksm, horizon: int, batch_only: bool) -> int:
         n[BATCH_PS] = 0
         n[BATCH_VISITS] = 0
         n[QUOTA] = n[PAGES_TO_SCAN]
+        n[HINT_QUOTA] = n[QUOTA] * n[HINTS_TO_SCAN] // 1_000_000
         spend(k, W_BATCH, 1)
 
 
@@ -1389,6 +1442,31 @@ def leave(m: Memory, k: Ksm, guest: int) -> bool:
         k.slot[after, BEFORE] = guest
     k.slot[guest, EXITING] = 1
     return False
+
+
+@compiled
+def judge_blocks(m: Memory, k: Ksm, copies: Int32, cold: float, repeated: int, splits: bool, now: int) -> None:
+    """Say which blocks are hot, with *cold* accesses per ns and more, and which of the others have many equal pages.
+
+    Many are *repeated* ones; with *splits* not set no block has. *copies* are zeros, one for each content and tree.
+    """
+    for page in range(m.place.size):
+        if page % BLOCK == 0:
+            look(m, page // BLOCK, now)
+        if m.place[page] & (PRESENT | MERGEABLE) == PRESENT | MERGEABLE:
+            content = content_of(m, page)
+            if content >= 0:
+                copies[tree_key(m, k, page, content)] += 1
+    for block in range(m.block.shape[0]):
+        if accesses(m, block) >= cold:
+            m.block[block, TEMPER] = HOT
+            continue
+        equal = 0
+        for page in range(block * BLOCK, block * BLOCK + BLOCK):
+            if m.place[page] & (PRESENT | MERGEABLE) == PRESENT | MERGEABLE:
+                content = content_of(m, page)
+                equal += content >= 0 and copies[tree_key(m, k, page, content)] > 1
+        m.block[block, TEMPER] = REPEATED if splits and equal >= repeated else COLD
 
 
 @compiled

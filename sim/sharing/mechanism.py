@@ -29,8 +29,11 @@ class Mechanism(Block):
 
     refused: ClassVar[tuple[str, ...]] = ()
     """Settings of a host that mean nothing beside this mechanism."""
-    wants_files: ClassVar[bool] = False
-    """Whether it must know which pages hold what was read from files."""
+
+    @property
+    def wants_files(self) -> bool:
+        """Whether it must know which pages hold what was read from files."""
+        return False
 
     def completed(self, kernel: Kernel) -> Self:
         """The block with the defaults that depend on the kernel written out."""

@@ -23,13 +23,17 @@ class PageCombining(InPasses):
     """Which memory belongs to one Windows, and how often it is combined."""
 
     refused: ClassVar[tuple[str, ...]] = ("ksmtuned", "mom")
-    wants_files: ClassVar[bool] = True
 
     within: Literal["guest", "host"] = "guest"
     """guest: each guest is a Windows of its own, and what it combines is free memory of the host. host: the guests are
     programs that run under one Windows."""
     every: Duration = Field(default=15 * MINUTE, gt=0)
     """Time from the start of one pass to that of the next."""
+
+    @property
+    def wants_files(self) -> bool:
+        """To leave them alone."""
+        return True
 
     def following(self, began: int | None) -> int:
         """See `InPasses`."""

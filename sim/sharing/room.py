@@ -172,6 +172,7 @@ class Room:
             frame=np.zeros((room + spare, memory.FRAME_COLUMNS), np.int32),
             frame_lru=np.zeros((room + spare if squeeze else 0, memory.FRAME_LRU_COLUMNS), np.int32),
             gone=np.zeros(_MOST_GONE if squeeze else 0, np.int32),
+            from_disk=np.zeros(0, np.int32),
             guest=np.zeros((guests, memory.GUEST_COLUMNS), np.int64),
             level=np.ones(guests),
             rates=site.rates,
@@ -309,6 +310,7 @@ class Room:
         m.block[blocks, memory.GUEST] = guest
         m.block[blocks, memory.LOOKED] = 0
         m.block[blocks, memory.ADJACENT] = 0
+        m.block[blocks, memory.TEMPER] = memory.ANY
         m.accesses[self.pages_of(guest)] = 0
 
     def pages_of(self, guest: int) -> slice:

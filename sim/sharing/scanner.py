@@ -14,7 +14,7 @@ from sim.memory.pages import BLOCK, Int32, Int64
 from sim.sharing import ksm_pass as ksmd
 from sim.sharing.ksm import Ksm
 from sim.sharing.room import OutOfFrames, Room, Site, longer, memory_columns
-from sim.units import MILLISECOND
+from sim.units import MILLISECOND, SECOND
 
 _LOG_ROWS: Final = 4096
 _FIRST_CHAINS: Final = 1024
@@ -71,12 +71,17 @@ class Scanner(Room):
         self._set_up(settings, site)
         self.k.n[ksmd.PRICE : ksmd.DONE] = site.work_ps
         self.k.n[ksmd.SPLIT_PS] = site.split_ps
-        self.k.n[ksmd.COLD] = site.cold_milli
-        self.k.n[ksmd.MISROUTES] = 1
+        self.k.n[ksmd.COLD_MILLI] = site.cold_milli
+        self.k.n[ksmd.MISROUTES] = settings.hints is None
         self.k.n[ksmd.KEY] = np.uint64(site.key).astype(np.int64)
+        if settings.hints:
+            self.m = self.m._replace(from_disk=np.zeros(settings.hints.entries, np.int32))
+            self.k.n[ksmd.HINTS_TO_SCAN] = round(settings.hints.share * 1e6)
         self._contents = site.contents
         self._trees = trees
         self._leaving: set[int] = set()
+        mixed = settings.mixed_pages
+        self._judges_at = mixed.every if mixed else memory.END_OF_TIME
 
     def _set_up(self, settings: Ksm, site: Site) -> None:
         n, kernel = self.k.n, site.kernel
@@ -117,10 +122,23 @@ class Scanner(Room):
         self.k.slot[guest, ksmd.DIFFERS_AT] = vm.differs_at
         self.k.slot[guest, ksmd.TREE] = node % self._trees * self._contents
 
+    def fill(self, guest: int, contents: Int32, now: int) -> None:
+        """See `Room`."""
+        super().fill(guest, contents, now)
+        self._hint(guest, np.flatnonzero(contents != memory.NEVER), now)
+
     def write(self, guest: int, pages: Int64, contents: Int32, now: int) -> None:
         """Write contents to the guest's pages. Raises OutOfFrames."""
         ksmd.note_writes(self.m, self.k, int(self.m.guest[guest, memory.FIRST]), pages)
         super().write(guest, pages, contents, now)
+        self._hint(guest, pages, now)
+
+    def _hint(self, guest: int, pages: Int64, now: int) -> None:
+        """Tell ksmd which of these pages the guest just read from its disk or wrote to it, if it takes hints."""
+        if len(self.m.from_disk):
+            pages = pages[self.files[guest][pages]]
+            self._make_room(due=len(pages))
+            memory.tell_reads(self.m, int(self.m.guest[guest, memory.FIRST]), pages, now)
 
     def _see_moves(self) -> None:
         if self.m.counts[memory.GONE]:
@@ -264,6 +282,22 @@ class Scanner(Room):
 
     def advance(self, horizon: int) -> Iterator[Int64]:
         """Let ksmd and due writes run up to *horizon*; yields the log of full scans. Raises OutOfFrames."""
+        while self._judges_at < horizon:
+            yield from self._advance(self._judges_at)
+            self._judge(self._judges_at)
+        yield from self._advance(horizon)
+
+    def _judge(self, now: int) -> None:
+        """Say anew which huge pages ksmd may split, and which khugepaged may make."""
+        mixed = self._settings.mixed_pages
+        assert mixed is not None  # or there were no time for it
+        splits = memory.frames_free(self.m) < mixed.free_below * self.m.counts[memory.LIMIT]
+        repeated = max(1, round(mixed.repeated * BLOCK))
+        copies = np.zeros(len(self.k.head), np.int32)
+        ksmd.judge_blocks(self.m, self.k, copies, mixed.cold_below / SECOND, repeated, splits, now)
+        self._judges_at = now + mixed.every
+
+    def _advance(self, horizon: int) -> Iterator[Int64]:
         while self.m.counts[memory.LRU]:
             ksmd_ns = self._ksmd_time()
             self._run_guests(min(max(ksmd_ns, 0), horizon) - 1)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sim.cost.accessed import accesses
 from sim.memory.compiled import compiled, inlined
 from sim.memory.pages import (
     ACTIVE_TIME,
@@ -98,16 +99,16 @@ guest's own kernel, which gave its frame to the balloon."""
 PICKED, HINTS, SHARES, GUEST_OUTS, GUEST_INS, ZERO_SHARED, SWAPPED_NOW, ZIPPED_NOW, BALLOONED_NOW, STATE = range(10)
 COUNTERS = 10
 # ... where the loops are and what they keep to, ...
-SERIAL, KEY, ENTRY_HIGH, ENTRY_FREE, BREAKS, FLOOR, MOST_SWAPPED = range(10, 17)
+SERIAL, KEY, ENTRY_HIGH, ENTRY_FREE, BREAKS, FLOOR, MOST_SWAPPED, COLD_BELOW = range(10, 18)
 # ... and for each kind of work how much was done.
-DONE = 17
+DONE = 18
 NUMBERS = DONE + len(WORK)
 
 # Columns of Tps.entry and .guest.
 NAME, VALUE, FOLLOWING = range(3)
 ENTRY_COLUMNS = 3
-RATE, CREDIT, SALT, RUNS, BALLOON, GIVEN, SWAPPED_OUT, ZIPPED_OUT, ZIP_MOST, HAND = range(10)
-GUEST_COLUMNS = 10
+RATE, CREDIT, SALT, RUNS, BALLOON, GIVEN, SWAPPED_OUT, ZIPPED_OUT, ZIP_MOST, HAND, SEEN, EQUAL = range(12)
+GUEST_COLUMNS = 12
 
 PAUSED, STARVING, NO_ROOM = range(3)
 """Why a loop returned: it is done, there are too few free frames, arrays must grow."""
@@ -128,7 +129,7 @@ class Tps(NamedTuple):
     guest: Int64  # (guests, GUEST_COLUMNS) RATE of picks in millionths a second, CREDIT of picks in millionths, SALT
     #               group, RUNS 1 while it lives, BALLOON pages the balloon holds, GIVEN pages its kernel gave away,
     #               SWAPPED_OUT, ZIPPED_OUT pages, ZIP_MOST pages that may be compressed, HAND where its kernel goes on
-    #               looking for pages to give
+    #               looking for pages to give, pages SEEN by the scan and those of them for which it knew an EQUAL one
     n: Int64  # (NUMBERS,)
 
 
@@ -269,6 +270,7 @@ def visit(m: Memory, t: Tps, page: int, now: int) -> None:
         return
     spend(t, W_VISIT, 1)
     spend(t, W_CHECKSUM, 1)
+    t.guest[m.block[page // BLOCK, GUEST], SEEN] += 1
     content = content_now(m, page, now)
     if content < 0:
         if t.hint[page] != _UNIQUE:
@@ -280,6 +282,8 @@ def visit(m: Memory, t: Tps, page: int, now: int) -> None:
     name = name_of(m, t, page, content)
     entry = find(t, name)
     value = t.entry[entry - 1, VALUE] if entry > 0 else 0
+    if value != 0 and value != page + 1:
+        t.guest[m.block[page // BLOCK, GUEST], EQUAL] += 1
     if value < 0:
         frame = -value - 1
         if m.frame[frame, MAPS] == 0:
@@ -338,6 +342,19 @@ def break_large(m: Memory, page: int) -> None:
         m.counts[THP_SPLIT] += 1
 
 
+@inlined
+def is_cold(m: Memory, t: Tps, page: int) -> bool:
+    """Whether the page is in a large page with fewer accesses than COLD_BELOW (10^-9 a second)."""
+    return bool(t.n[COLD_BELOW] > 0 and in_large_page(m, page) and accesses(m, page // BLOCK) * 1e18 < t.n[COLD_BELOW])
+
+
+@compiled
+def break_all(m: Memory) -> None:
+    """Break every large page."""
+    for block in range(m.block.shape[0]):
+        break_large(m, block * BLOCK)
+
+
 @compiled
 def scan(m: Memory, t: Tps, now: int) -> int:
     """Pick as many pages of each guest as its credit allows. Returns PAUSED or NO_ROOM (to be called again)."""
@@ -348,7 +365,7 @@ def scan(m: Memory, t: Tps, now: int) -> int:
             t.guest[guest, CREDIT] -= _CREDIT
             t.n[PICKED] += 1
             page = random_page(m, t, guest)
-            if t.n[BREAKS]:
+            if t.n[BREAKS] or is_cold(m, t, page):
                 break_large(m, page)
             visit(m, t, page, now)
     return PAUSED
