@@ -226,7 +226,9 @@ class Prices(Block):
     checksum_adjacent: Price
     """Checksum of a page of memory that came as a huge page, split or not."""
     cow_break: Price
-    """Copy on write, paid by the guest."""
+    """Copy on write, paid by the guest: all of the write that needs it."""
+    write: Price | None = None
+    """The same write to a page that is not shared; where a set does not price it, the bundled default does."""
     cold_caches: Factor
     """Surcharge for caches gone cold while ksmd slept: the factor times ln(1 + v/100) 100/v of the cost of a batch
     with v visits."""
@@ -319,6 +321,13 @@ def swap_device(prices: Prices) -> SwapDevice:
     """How fast a swap file is by this set, or else by the bundled default."""
     found = prices.swap or load(DEFAULT).swap
     assert found is not None  # the bundled default has one
+    return found
+
+
+def write(prices: Prices) -> Price:
+    """What a write to a page that is not shared takes, by this set, or else by the bundled default."""
+    found = prices.write or load(DEFAULT).write
+    assert found is not None  # the bundled default has it
     return found
 
 

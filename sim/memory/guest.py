@@ -87,6 +87,9 @@ class Vm(Block):
     """How long each guest lives."""
     fork_of: str | None = None
     """Guests are forked from the first guest of this kind, which must be running on the same host."""
+    tenant: Name | None = None
+    """Whose guests they are, for hosts that keep tenants apart (`shares_between`); ESX takes it for their salt. A fork
+    is its parent's."""
     host: str | None = None
     """The host they run on; in turn over all hosts unless given."""
     numa_node: int | None = Field(default=None, ge=0)
@@ -209,6 +212,8 @@ class Vm(Block):
     def _fork_faults(self) -> Iterator[At]:
         if self.huge_pages == "hugetlbfs":
             yield At("huge_pages", "a fork has its parent's memory", "remove huge_pages or fork_of")
+        if self.tenant:
+            yield At("tenant", "a fork has its parent's tenant", "remove tenant or fork_of")
         if self.image:
             yield At("image", "a fork has its parent's image", "remove image or fork_of")
         for i, burst in enumerate(self.bursts):

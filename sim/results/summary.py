@@ -8,6 +8,7 @@ from sim.columns import COUNTER_METRICS, METRICS, PAGE_BYTES
 Value = int | float | None
 Summary = dict[str, Value]
 
+_LATENCIES = ("write_private_ns", "write_merged_ns", "write_latency_worst_ns")
 SMART_SCAN_CYCLE = 9
 """Full scans in which smart_scan visits a page that never merges once."""
 
@@ -115,7 +116,8 @@ def _end(samples: pd.DataFrame) -> Summary:
     last = samples.groupby("host").last()
     names = ["full_scans", "general_profit", "oom_kills", "guests_running"]
     names += [metric.name for metric in COUNTER_METRICS]
-    return {name: _whole(last[name].sum(skipna=False)) for name in names}
+    sums: Summary = {name: _whole(last[name].sum(skipna=False)) for name in names}
+    return sums | {name: _whole(last[name].max(skipna=False)) for name in _LATENCIES}
 
 
 def _scan_times(scans: pd.DataFrame) -> Summary:

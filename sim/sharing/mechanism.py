@@ -7,7 +7,7 @@ number of `Source`s, which share pages where they come from (`source.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from sim.errors import At
 from sim.sharing.kernels import Kernel
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sim.reclaim.swap import Swap
     from sim.sharing.room import Room
     from sim.sharing.source import AtSource
+
+
+SharesBetween = Literal["all", "tenants", "guests"]
 
 
 class Mechanism(Block):
@@ -62,6 +65,10 @@ class Scans(Mechanism):
 
         return Room
 
+    def domain_of(self, vm: Vm, guest: str, shares_between: SharesBetween) -> str:
+        """Name of the guest's domain: its pages equal none of a guest of another."""
+        return domain_name(shares_between, vm.tenant, guest)
+
     def visits(self, guests: Sequence[tuple[int, int]]) -> float:
         """Most pages that it can visit, for guests of so many pages that live so long (ns); not asked of KSM."""
         return 0.0
@@ -76,3 +83,10 @@ class Source(Mechanism):
     def behaviour(self) -> type[AtSource]:
         """The class that does it; imported when a run begins, for it brings the compiler."""
         raise NotImplementedError
+
+
+def domain_name(shares_between: SharesBetween, tenant: str | None, guest: str) -> str:
+    """Name of the domain of a tenant's guest; where tenants are kept apart a guest without one is alone."""
+    if shares_between == "all":
+        return "all"
+    return f"tenant {tenant}" if shares_between == "tenants" and tenant else f"guest {guest}"

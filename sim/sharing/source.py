@@ -26,7 +26,7 @@ class AtSource:
         self.room = room
         self.cpu_ns = 0
         """CPU time that it has taken."""
-        self._equal = equal_pages.table(site.contents, site.guests, np.zeros(len(equal_pages.WORK), np.int64))
+        self._equal = equal_pages.table(site.contents, np.zeros(len(equal_pages.WORK), np.int64))
 
     def started(self, guest: int, vm: Vm) -> None:
         """A guest starts: its memory is still untouched."""
