@@ -22,6 +22,8 @@ from sim.units import parse_duration
 QUICK: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "ksm": ({"pages_to_scan": 1000, "smart_scan": 0}, "100ms"),
     "tps": ({"ShareScanTime": 10}, "10min"),
+    "page_combining": ({"within": "host", "every": "1min"}, "2min"),
+    "mergemem": ({"every": "1min"}, "2min"),
 }
 """Settings with which a mechanism shares soon, and how long that takes it; its defaults and an hour unless given."""
 
@@ -265,7 +267,7 @@ def test_nothing_is_lost_and_everything_is_counted_once_whatever_happens(name, b
 
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_who_finds_no_frame_is_killed_and_nothing_else_is_lost(name):
-    host = Fleet(name, "all", 400, {"device": "nvme", "size": "40KiB"}, False)
+    host = Fleet(name, "all", 720, {"device": "nvme", "size": "40KiB"}, False)
     for _ in range(6):
         host.start()
         host.wait(a_while(name) // 10)
