@@ -15,10 +15,20 @@ from sim.cost import prices as price_sets
 from sim.cost.prices import Prices
 from sim.cost.translation import LOOK_EVERY, Runner, Walks
 from sim.errors import At, Several
-from sim.memory.access import by_activity, groups, numbered
+from sim.memory.access import Kind, by_activity, groups, numbered
 from sim.memory.guest import Advice, Burst, Vm
 from sim.memory.huge import Daemon, Hugetlbfs, Thp
-from sim.memory.image import OWN, UNTOUCHED, Capture, Captured, ContentSpace, PageNumbers, Synthetic, load_capture
+from sim.memory.image import (
+    OWN,
+    UNTOUCHED,
+    Capture,
+    Captured,
+    ContentSpace,
+    Domain,
+    PageNumbers,
+    Synthetic,
+    load_capture,
+)
 from sim.reclaim.balloon import REPORT_EVERY, Ballooning, FreePages, MomBalloon, Sizes
 from sim.reclaim.commit import Commit
 from sim.reclaim.compression import Algorithm, cpu_ns, packed_of
@@ -29,7 +39,7 @@ from sim.reclaim.zswap import Zswap
 from sim.sharing import Sharing
 from sim.sharing.kernels import KERNELS, Kernel, kernel
 from sim.sharing.ksm import KsmChange
-from sim.sharing.mechanism import Mechanism
+from sim.sharing.mechanism import Mechanism, SharesBetween
 from sim.sharing.tuners import Choice, Ksmtuned, Mom, Usage
 from sim.streams import generator, key
 from sim.units import MILLISECOND, SECOND, Block, Bytes, Name, format_bytes
@@ -68,6 +78,9 @@ class _Hardware(Block):
     """Timer ticks per second (CONFIG_HZ)."""
     numa_nodes: int = Field(default=1, ge=1, le=1024)
     """NUMA nodes."""
+    shares_between: SharesBetween = "all"
+    """Whose equal pages may become one frame: those of all guests; of one tenant's guests, where a guest without
+    `tenant` is alone; or of each guest by itself. No host has that but one with ESX, which calls it salting."""
     prices: str = Field(default_factory=price_sets.default)
     """Price set: what work costs in CPU time; by default this machine's own, or the bundled one."""
 
@@ -104,6 +117,10 @@ class Host(Sharing, _Hardware):
     def price_set(self) -> Prices:
         """What work costs."""
         return price_sets.load(self.prices, self._folder)
+
+    def domain_of(self, vm: Vm, guest: str) -> str:
+        """Name of the domain of a guest: pages are shared within it, and between no two."""
+        return self.scanner.domain_of(vm, guest, self.shares_between)
 
     @field_validator("kernel")
     @classmethod
@@ -188,7 +205,9 @@ class Guest:
     """Its number among the guests of its kind."""
     start: int
     stop: int
-    node: int = 0
+    node: int
+    domain: Domain
+    """With whom it may share; for a fork, from its start, its parent's."""
     places: dict[str, PageNumbers] = field(default_factory=dict)
     started: bool = False
     ended: int | None = None
@@ -287,20 +306,17 @@ class Machine:
         self.samples = _Rows()
         self.scans = _Rows()
         self.events: list[dict[str, object]] = []
-        self.guests = [
-            Guest(each.name, each.vm, index, each.number, each.start, each.stop, self._node_of(each, index))
-            for index, each in enumerate(assignments)
-        ]
+        self.space = ContentSpace()
+        self.guests = [self._guest(each, index) for index, each in enumerate(assignments)]
         self.oom_kills = 0
         self.promised = 0
         self.committed = 0
         self.running = 0
-        self.space = ContentSpace()
         self.families = ContentSpace()
         self.captures = self._load_captures()
         self.origins: dict[str, int] = {}
         """Numbers of pools that are declared to be shared."""
-        self.commons: dict[str, Int64] = {}
+        self.commons: dict[str, Int32] = {}
         """Contents that several captures of a data set have."""
         self.layouts: dict[str, Mapping[str, PageNumbers]] = {}
         self.khugepaged = Daemon(host.thp.khugepaged)
@@ -308,9 +324,8 @@ class Machine:
         self.psi = Averages(), Averages()
         self.hugetlb_taken = 0
         self.walks = Walks(self.prices, cores=host.cores, guests=len(self.guests))
-        own = {guest.vm.name: guest.vm for guest in self.guests if not guest.vm.fork_of}.values()
-        kinds = (group.kind for vm in own for group in groups(vm.content, self._places_of(vm)))
-        self.classes = numbered(kinds)
+        own = {(guest.vm.name, guest.domain): guest for guest in self.guests if not guest.vm.fork_of}.values()
+        self.classes = numbered(kind for guest in own for kind, _ in self._accesses_of(guest))
         rates = self._access_table()
         self.read_files = self._reserve_files()
         contents = self._reserve_contents()
@@ -332,21 +347,24 @@ class Machine:
         if host.pfcache is None and any(guest.vm.kernel == "shared" for guest in self.guests):
             self.scanner.sources.append(Declared(None, self.scanner, site))
 
-    def _node_of(self, each: Assignment, index: int) -> int:
-        return (each.vm.numa_node if each.vm.numa_node is not None else index) % self.host.numa_nodes
+    def _guest(self, each: Assignment, index: int) -> Guest:
+        node = (each.vm.numa_node if each.vm.numa_node is not None else index) % self.host.numa_nodes
+        domain = self.space.domain(self.host.domain_of(each.vm, each.name))
+        return Guest(each.name, each.vm, index, each.number, each.start, each.stop, node, domain)
 
     # --- what is known before the run -----------------------------------------------------------------------------
 
     def _load_captures(self) -> dict[Path, Capture]:
-        images = {guest.vm.content.path: guest.vm.content for guest in self.guests
-                  if not guest.vm.fork_of and isinstance(guest.vm.content, Captured)}  # fmt: skip
-        captures = {path: load_capture(path) for path in images}
-        highest: dict[str, int] = {}
-        for path, image in images.items():
-            name = image.data_set_name
-            highest[name] = max(highest.get(name, 0), captures[path].highest)
-        for name, most in highest.items():
-            self.space.data_set(name, most)
+        captures: dict[Path, Capture] = {}
+        used: dict[tuple[Domain, str], set[Path]] = {}
+        for guest in self.guests:
+            image = guest.vm.content
+            if isinstance(image, Captured) and not guest.vm.fork_of:
+                captures[image.path] = load_capture(image.path)
+                used.setdefault((guest.domain, image.data_set_name), set()).add(image.path)
+        for (domain, name), paths in used.items():
+            numbers = [captures[path].numbers for path in paths]
+            domain.add_data_set(name, numbers[0] if len(numbers) == 1 else np.unique(np.concatenate(numbers)))
         return captures
 
     def _access_table(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -364,13 +382,15 @@ class Machine:
         )  # fmt: skip
 
         table = np.zeros((len(self.classes) + 1, ACCESS_COLUMNS))
+        domains = {guest.domain.number: guest.domain for guest in self.guests}
         for kind, number in self.classes.items():
             table[number, [WRITES, READS]] = kind.writes / SECOND, kind.reads / SECOND
             table[number, [PERIOD, LOOP_FIRST, LOOP_PAGES]] = kind.period, kind.first, kind.pages
             if kind.leaves == "zero":
                 table[number, SPAN] = 1
             elif kind.leaves != "unique":
-                contents = self.space.pool(kind.leaves, self._pool_sizes().get(kind.leaves, 1))
+                domain = domains[kind.domain]
+                contents = domain.pool(kind.leaves, self._pool_sizes().get((domain, kind.leaves), 1))
                 table[number, [LOWEST, SPAN]] = contents[0], len(contents)
                 table[number, FROM_DISK] = kind.file
         return table
@@ -388,20 +408,25 @@ class Machine:
                 self.layouts[vm.name] = dict(image.layout(vm.memory, self.seed, vm.name))
         return self.layouts[vm.name]
 
-    def _pool_sizes(self) -> dict[str, int]:
-        sizes: dict[str, int] = {}
+    def _accesses_of(self, guest: Guest) -> Iterator[tuple[Kind, PageNumbers]]:
+        """Which of the guest's pages are accessed at random, by class."""
+        for kind, pages in groups(guest.vm.content, self._places_of(guest.vm)):
+            yield kind.within(guest.domain.number), pages
+
+    def _pool_sizes(self) -> dict[tuple[Domain, str], int]:
+        sizes: dict[tuple[Domain, str], int] = {}
         for guest in self.guests:
             image = guest.vm.content
             if isinstance(image, Synthetic) and not guest.vm.fork_of:
                 for pool, pages in image.pool_pages(guest.vm.memory):
                     for name in {pool, _saved(pool, self._version(pool, guest.start))}:
-                        sizes[name] = max(sizes.get(name, 0), pages)
+                        sizes[guest.domain, name] = max(sizes.get((guest.domain, name), 0), pages)
         return sizes
 
     def _reserve_contents(self) -> int:
         """Contents that the run can ever name: pools, captures, duplicates, and what forks give a number."""
-        for pool, pages in self._pool_sizes().items():
-            self.space.pool(pool, pages)
+        for (domain, pool), pages in self._pool_sizes().items():
+            domain.pool(pool, pages)
         later = 0
         for guest in self.guests:
             image = guest.vm.content
@@ -593,6 +618,7 @@ class Machine:
         if parent is not None:
             self._fork(parent, guest, now)
             return True
+        self.scanner.set_domain(guest.index, guest.domain.zeros)
         contents, accesses = self._image_of(guest)
         if self._declares(vm):
             self.scanner.origins[guest.index] = self._origins_of(vm)
@@ -604,7 +630,8 @@ class Machine:
             packed = packed_of(image, algorithm, self.seed, guest.name, vm.pages, self._places_of(vm))
             self.scanner.set_packed(guest.index, packed)
         if self.host.scanner.wants_similar and isinstance(vm.content, Synthetic):
-            self.scanner.set_similar(guest.index, *vm.content.similar(vm.memory, guest.places, self.families))
+            families = self.families.domain(str(guest.domain.number))
+            self.scanner.set_similar(guest.index, *vm.content.similar(vm.memory, guest.places, families))
         if vm.huge_pages == "hugetlbfs":
             contents[contents == UNTOUCHED] = 0
         elif vm.mergeable:
@@ -635,7 +662,7 @@ class Machine:
 
     def _fork(self, parent: Guest, guest: Guest, now: int) -> None:
         """Let the guest have what its parent has; both wait until the page tables are copied."""
-        guest.places, guest.expected_writes = parent.places, parent.expected_writes
+        guest.places, guest.expected_writes, guest.domain = parent.places, parent.expected_writes, parent.domain
         small, huge = self.scanner.table_entries(parent.index)
         for_page, for_huge = price_sets.fork(self.prices)
         guest.fork_ns = round(small * for_page.ns + huge * for_huge.ns)
@@ -665,19 +692,19 @@ class Machine:
         vm, image = guest.vm, guest.vm.content
         accesses = np.zeros(vm.pages, np.uint16)
         places = self._places_of(vm)
-        for group in groups(image, places):
-            accesses[group.where] = self.classes[group.kind]
-            guest.expected_writes += len(group.where) * group.kind.writes
+        for kind, pages in self._accesses_of(guest):
+            accesses[pages] = self.classes[kind]
+            guest.expected_writes += len(pages) * kind.writes
         if isinstance(image, Captured):
             capture = self.captures[image.path]
             contents = np.full(vm.pages, UNTOUCHED, np.int32)
             contents[: len(capture.first)] = self._captured_contents(guest, image, capture.first, OWN)
             return contents, accesses
         guest.places = dict(places)
-        contents = image.contents(vm.memory, guest.places, self.space)
+        contents = image.contents(vm.memory, guest.places, guest.domain)
         for part in image.parts:
             if part.pool and (version := self._version(part.pool, guest.start)):
-                contents[places[part.name]] = self.space.pool(_saved(part.pool, version), len(places[part.name]))
+                contents[places[part.name]] = guest.domain.pool(_saved(part.pool, version), len(places[part.name]))
         return contents, accesses
 
     def _version(self, pool: str, start: int) -> int:
@@ -721,9 +748,9 @@ class Machine:
         if image.data_set_name not in self.commons:
             images = {each.vm.content.path for each in self.guests if isinstance(each.vm.content, Captured)
                       and not each.vm.fork_of and each.vm.content.data_set_name == image.data_set_name}  # fmt: skip
-            found = [self.captures[path].contents() for path in sorted(images)]
+            found = [self.captures[path].numbers for path in sorted(images)]
             contents, captures = np.unique(np.concatenate(found), return_counts=True)
-            self.commons[image.data_set_name] = contents[(captures > 1) & (contents > 0)]
+            self.commons[image.data_set_name] = contents[captures > 1]
         return np.isin(captured, self.commons[image.data_set_name])
 
     def _free_of(self, guest: Guest) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -738,8 +765,7 @@ class Machine:
 
     def _captured_contents(self, guest: Guest, image: Captured, captured: Int64, own: int) -> Int32:
         """Contents of a capture as this host numbers them; *own* for the pages in which this copy differs."""
-        offset = self.space.data_set(image.data_set_name, 0)
-        contents = np.where(captured > 0, captured + offset, captured).astype(np.int32)
+        contents = guest.domain.captured(image.data_set_name, captured)
         if image.diverge and len(captured) == len(self._diverging(guest, image)):
             contents[self._diverging(guest, image) & (captured != UNTOUCHED)] = own
         return contents
@@ -1036,7 +1062,10 @@ class Machine:
         used = private + shared + sum(columns[f"mem_{kind}_bytes"] for kind in _OTHER_USES)
         resident = columns.pop("resident_bytes")
         swap = self.host.swap.size if self.host.swap else 0
-        cow_ps = self.prices.picoseconds("cow_break")
+        copies, cow_ps = columns.pop("cow_breaks"), self.prices.picoseconds("cow_break")
+        write_ns, copy_ns = round(price_sets.write(self.prices).ns), round(self.prices.cow_break.ns)
+        waited, copied = columns.pop("write_wait_ns"), columns.pop("copy_wait_ns")
+        worst = np.maximum(write_ns + waited, np.where(copies > 0, copy_ns + copied, 0))
         return {
             **dict.fromkeys((column.name for column in SAMPLES), np.zeros(len(log), np.int64)),
             **columns,
@@ -1053,7 +1082,10 @@ class Machine:
             "khugepaged_cpu_ns": others[:, 3],
             "source_cpu_ns": others[:, 4],
             "cores": np.full(len(log), self.host.cores),
-            "cow_cpu_ns": columns.pop("cow_breaks") * cow_ps // 1000,
+            "cow_cpu_ns": copies * cow_ps // 1000,
+            "write_private_ns": np.full(len(log), write_ns),
+            "write_merged_ns": np.full(len(log), copy_ns),
+            "write_latency_worst_ns": worst,
             **self.walks.columns(np.rint(columns["time_s"] * SECOND).astype(np.int64)),
         }
 

@@ -21,7 +21,7 @@ from sim.reclaim.zswap import Pool
 from sim.sharing.kernels import kernel
 from sim.sharing.ksm import Ksm
 from sim.sharing.ksm_pass import WORK
-from sim.sharing.room import OutOfFrames, Site, Squeeze
+from sim.sharing.room import OutOfFrames, Room, Site, Squeeze
 from sim.sharing.scanner import Scanner
 from sim.units import MICROSECOND, MILLISECOND, SECOND
 
@@ -236,9 +236,9 @@ class Squeezed:
         self.pressure = some, full
 
 
-def recount(scanner: Scanner, running: list[int]) -> None:
-    """Count what every number of the host stands for, and walk every list."""
-    m = scanner.m
+def recount(room: Room, running: list[int]) -> None:
+    """Count what every number of the host stands for, and walk every list that it keeps."""
+    m = room.m
     present, swapped, shared, zero, slot = (
         m.place & bit != 0 for bit in (memory.PRESENT, memory.SWAPPED, memory.SHARED, memory.ZERO, memory.SLOT)
     )
@@ -254,9 +254,9 @@ def recount(scanner: Scanner, running: list[int]) -> None:
         kind, mapped = m.frame[frame, memory.KIND], m.frame[frame, memory.MAPS]
         if kind:
             assert mapped == (waits if kind == memory.SWAP_ENTRY else maps)[frame]
-            assert mapped or kind in (memory.KSM, memory.REMOVED)
+            assert mapped or kind not in (memory.ANON, memory.SWAP_ENTRY)
     assert all(m.frame[frame, memory.KIND] == memory.SWAP_ENTRY for frame in waits)
-    assert all(m.frame[frame, memory.KIND] in (memory.ANON, memory.KSM, memory.REMOVED) for frame in maps)
+    assert all(m.frame[frame, memory.KIND] not in (0, memory.SWAP_ENTRY) for frame in maps)
 
     huge = m.block[:, memory.HUGE] != 0
     assert np.all(own.reshape(-1, BLOCK)[huge])
@@ -272,14 +272,23 @@ def recount(scanner: Scanner, running: list[int]) -> None:
         memory.HUGE_PAGES: np.count_nonzero(huge),
     }
     assert {index: int(m.counts[index]) for index in counted} == counted
-    assert slots <= m.counts[memory.SWAP_SLOTS]
-    check_pool(m, np.flatnonzero(swapped & ~shared), list(waits))
     metadata = -(-int(m.counts[memory.METADATA]) // PAGE_BYTES)
     assert free_frames(m) >= -metadata
-
     for guest in running:
-        pages = scanner.pages_of(guest)
-        assert m.guest[guest, memory.OUT] == np.count_nonzero(swapped[pages])
+        assert m.guest[guest, memory.OUT] == np.count_nonzero(swapped[room.pages_of(guest)])
+    check_due(m)
+    if m.counts[memory.LRU]:
+        assert slots <= m.counts[memory.SWAP_SLOTS]
+        check_pool(m, np.flatnonzero(swapped & ~shared), list(waits))
+        check_lists(room, running, own, maps)
+
+
+def check_lists(room: Room, running: list[int], own: Any, maps: Mapping[int, int]) -> None:
+    """Every page of a guest's own and every shared frame that it is charged is on one of its lists."""
+    m = room.m
+    present, shared = m.place & memory.PRESENT != 0, m.place & memory.SHARED != 0
+    for guest in running:
+        pages = room.pages_of(guest)
         owned = [frame for frame in maps if m.frame_lru[frame, memory.OWNER] == guest]
         assert m.guest[guest, memory.CHARGED] == np.count_nonzero(own[pages]) + len(owned)
         expected = {page + 1 for page in range(pages.start, pages.stop) if own[page] and not in_tail(m, page)}
@@ -290,7 +299,6 @@ def recount(scanner: Scanner, running: list[int]) -> None:
         ring = on_ring(m, frame)
         assert len(ring) == mappers
         assert all(m.held[page] == frame and present[page] and shared[page] for page in ring)
-    check_due(m)
 
 
 def check_writes(scanner: Scanner) -> None:

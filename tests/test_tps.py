@@ -581,14 +581,6 @@ def test_numa_nodes_keep_copies_of_their_own():
     assert (two["pages_shared"], two["pages_sharing"]) == (1000, 1000)
 
 
-def check_salts(host: Esx) -> None:
-    """No frame has mappers of two salts."""
-    pages = np.flatnonzero(host.m.place & memory.SHARED)
-    salts = host.t.guest[host.m.block[pages // memory.BLOCK, memory.GUEST], tps.SALT]
-    pairs = {(frame, salt) for frame, salt in zip(host.m.held[pages].tolist(), salts.tolist(), strict=True)}
-    assert len(pairs) == len({frame for frame, _ in pairs})
-
-
 def check_large_pages(host: Esx) -> None:
     """All pages of a large page are private and present."""
     for block in np.flatnonzero(host.m.block[:, memory.HUGE]):
@@ -615,19 +607,13 @@ def some_contents(draw: np.random.Generator, guest: int) -> npt.NDArray[np.int64
 @settings(max_examples=60, deadline=None)
 @given(
     version=st.sampled_from(sorted(VERSIONS)),
-    salting=st.integers(0, 2),
     driver=st.booleans(),
     actions=st.lists(ACTIONS, max_size=14),
     seed=st.integers(0, 1000),
 )
-def test_frames_are_conserved_guests_read_what_they_wrote_and_salts_never_mix(version, salting, driver, actions, seed):
+def test_every_page_is_in_one_place_and_guests_read_what_they_wrote(version, driver, actions, seed):
     rates = {"ShareScanVM": 450, "ShareScanTotal": 2000} if version == "esx3" else {"ShareScanTime": 10}
-    if VERSIONS[version].salts:
-        rates["ShareForceSalting"] = salting
-    host = esx(
-        16 * MIB, version=version, CtlMaxPercent=65 if driver else 0, **rates,
-        guests={"vm0": {"salt": "x"}, "vm1": {"salt": "x"}},
-    )  # fmt: skip
+    host = esx(16 * MIB, version=version, CtlMaxPercent=65 if driver else 0, **rates)
     draw = np.random.default_rng(seed)
     wrote = []
     for index in range(4):
@@ -651,7 +637,6 @@ def test_frames_are_conserved_guests_read_what_they_wrote_and_salts_never_mix(ve
             wrote[which] = some_contents(draw, which)
             start(host, which, wrote[which].tolist())
         check_frames(host)
-        check_salts(host)
         check_large_pages(host)
         for index, contents in enumerate(wrote):
             read = host.read(index)

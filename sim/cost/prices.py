@@ -248,7 +248,9 @@ class Prices(Block):
     checksum_adjacent: Price
     """Checksum of a page of memory that came as a huge page, split or not."""
     cow_break: Price
-    """Copy on write, paid by the guest."""
+    """Copy on write, paid by the guest: all of the write that needs it."""
+    write: Price | None = None
+    """The same write to a page that is not shared; where a set does not price it, the bundled default does."""
     cold_caches: Factor
     """Surcharge for caches gone cold while ksmd slept: the factor times ln(1 + v/100) 100/v of the cost of a batch
     with v visits."""
@@ -371,6 +373,13 @@ def submission(prices: Prices) -> float:
     found = prices if prices.swap and prices.page_faults and prices.paging else load(DEFAULT)
     assert found.swap and found.page_faults and found.paging  # the bundled default has them
     return max(found.swap.swap_out.ns - found.page_faults.small.ns - found.paging.page_out.ns, 0.0)
+
+
+def write(prices: Prices) -> Price:
+    """What a write to a page that is not shared takes, by this set, or else by the bundled default."""
+    found = prices.write or load(DEFAULT).write
+    assert found is not None  # the bundled default has it
+    return found
 
 
 def user_folder() -> Path:

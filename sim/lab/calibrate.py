@@ -68,7 +68,7 @@ def calibrate(name: str, quick: bool = False, tell: Tell | None = None) -> Calib
     missing: dict[str, str] = {}
     with exclusive(_NEEDED) as ksm:
         tell(0.85, "copies on write")
-        others: dict[str, Any] = {"cow_break": memory_costs.cow_break(ksm), "sha1": memory_costs.sha1()}
+        others: dict[str, Any] = {**memory_costs.writes(ksm), "sha1": memory_costs.sha1()}
         with _optional(missing, "huge_pages"):
             tell(0.855, "huge pages")
             _check_huge_pages()

@@ -56,8 +56,8 @@ def typical(samples: Sequence[float] | npt.NDArray[np.float64], source: str) -> 
     return Price(ns=price, low=lowest, high=highest, source=source)
 
 
-def cow_break(ksm: Ksm) -> Price:
-    """A guest's write to a KSM page."""
+def writes(ksm: Ksm) -> dict[str, Price]:
+    """A guest's write to a KSM page, and its next write to the same page, which then is its own."""
     pages = np.arange(_COPIES)
     keys = pages.astype(np.uint64) + np.uint64(1)
     ksm.reset(smart_scan=0, pages_to_scan=_COPIES, sleep_millisecs=1)
@@ -73,8 +73,12 @@ def cow_break(ksm: Ksm) -> Price:
                 raise MachineError("ksmd did not merge two equal guests within a minute: this machine is too busy")
             time.sleep(0.01)
         ksm.set(run=0)
-        times = [guest.touch(part, 1) / len(part) for part in np.array_split(pages, _PARTS)]
-    return typical(times, f"measured: writes of a guest to {_COPIES} KSM pages, median of {_PARTS} parts")
+        merged, own = ([guest.touch(part, word) / len(part) for part in np.array_split(pages, _PARTS)]
+                       for word in (1, 2))  # fmt: skip
+    return {
+        "cow_break": typical(merged, f"measured: writes of a guest to {_COPIES} KSM pages, median of {_PARTS} parts"),
+        "write": typical(own, f"measured: second writes to those {_COPIES} pages, median of {_PARTS} parts"),
+    }
 
 
 def has_huge_pages() -> bool:

@@ -210,6 +210,8 @@ def _check(scenario: Scenario) -> None:
                 raise UserError(f"{scenario.name}: the lab's guests have no balloon device; remove vms.{i}.{name}")
     if host.commit != Commit():
         raise UserError(f"{scenario.name}: the lab leaves vm.overcommit_memory as it is; remove hosts.0.commit")
+    if host.shares_between != "all":
+        raise UserError(f"{scenario.name}: no kernel keeps guests apart; set hosts.0.shares_between=all")
     if host.hugetlbfs:
         raise UserError(f"{scenario.name}: the lab sets no hugetlbfs up; remove hosts.0.hugetlbfs")
     if host.numa_nodes > 1:

@@ -28,6 +28,12 @@ class Kind(NamedTuple):
     """Pages of the loop."""
     file: bool = False
     """Whether what a write leaves was read from a file."""
+    domain: int = 0
+    """Number of the domain whose pool it leaves contents of."""
+
+    def within(self, domain: int) -> Kind:
+        """What this is for guests of a domain: a class of its own if writes leave contents of a pool."""
+        return self if self.leaves in ("unique", "zero") else self._replace(domain=domain)
 
 
 class Group(NamedTuple):

@@ -92,6 +92,9 @@ class Vm(Block):
     """own: a virtual machine. shared: a container, processes of the host's kernel: it has none of the parts that belong
     to a kernel, and a file that several containers read from one image is in memory once (see pfcache for images of
     their own). What it does not read from files is offered to KSM if `mergeable` says so (PR_SET_MEMORY_MERGE)."""
+    tenant: Name | None = None
+    """Whose guests they are, for hosts that keep tenants apart (`shares_between`); ESX takes it for their salt. A fork
+    is its parent's."""
     host: str | None = None
     """The host they run on; in turn over all hosts unless given."""
     numa_node: int | None = Field(default=None, ge=0)
@@ -228,6 +231,8 @@ class Vm(Block):
     def _fork_faults(self) -> Iterator[At]:
         if self.huge_pages == "hugetlbfs":
             yield At("huge_pages", "a fork has its parent's memory", "remove huge_pages or fork_of")
+        if self.tenant:
+            yield At("tenant", "a fork has its parent's tenant", "remove tenant or fork_of")
         if self.image:
             yield At("image", "a fork has its parent's image", "remove image or fork_of")
         for i, burst in enumerate(self.bursts):

@@ -90,18 +90,35 @@ def pages_of(extent: int | float, whole: int) -> int:
 
 
 class ContentSpace:
-    """The contents of one host by number: 1 and up, given out as images name them."""
+    """The contents of one host by number: 1 and up, given out to domains as images name them."""
 
     def __init__(self) -> None:
         self.count = 1
-        self._pools: dict[str, Contents] = {}
-        self._data_sets: dict[str, int] = {}
+        self._domains: dict[str, Domain] = {}
 
     def some(self, number: int) -> int:
         """Reserve *number* contents that nobody else has. Returns the first."""
         first = self.count
         self.count += number
         return first
+
+    def domain(self, name: str) -> Domain:
+        """The domain of that name; the first one has the zero page's own number for its pages of zeros."""
+        if name not in self._domains:
+            self._domains[name] = Domain(self, len(self._domains), self.some(1) if self._domains else 0)
+        return self._domains[name]
+
+
+class Domain:
+    """Guests that may share with each other; what another domain's guests have has another number, equal or not."""
+
+    def __init__(self, space: ContentSpace, number: int, zeros: int) -> None:
+        self.number = number
+        self.zeros = zeros
+        """Stands for pages of zeros wherever contents are looked up; what such a page holds is 0 in every domain."""
+        self.some = space.some
+        self._pools: dict[str, Contents] = {}
+        self._data_sets: dict[str, tuple[int, Contents]] = {}
 
     def pool(self, name: str, number: int) -> Contents:
         """The first *number* contents of a pool; every user of the name gets the same."""
@@ -112,11 +129,16 @@ class ContentSpace:
             self._pools[name] = known
         return known[:number]
 
-    def data_set(self, name: str, highest: int) -> int:
-        """What to add to the contents 1 to *highest* of a data set; only its first use says how many there are."""
-        if name not in self._data_sets:
-            self._data_sets[name] = self.some(highest) - 1
-        return self._data_sets[name]
+    def add_data_set(self, name: str, captured: Contents) -> None:
+        """Number the contents of a data set that occur here, given in their order and each once."""
+        self._data_sets[name] = self.some(len(captured)), captured
+
+    def captured(self, name: str, contents: npt.NDArray[np.int64]) -> Contents:
+        """Contents of a data set as this domain numbers them; 0 and what is negative stay."""
+        first, known = self._data_sets[name]
+        numbers = contents.astype(np.int32)
+        numbers[contents > 0] = first + np.searchsorted(known, contents[contents > 0])
+        return numbers
 
 
 class Accesses(Block):
@@ -335,7 +357,7 @@ class Synthetic(Block):
         return sum(-(-size // each) for size, each in sizes if each)
 
     def similar(
-        self, memory: int, places: Mapping[str, PageNumbers], space: ContentSpace
+        self, memory: int, places: Mapping[str, PageNumbers], space: Domain
     ) -> tuple[Contents, npt.NDArray[np.uint8]]:
         """Of each page the number of its family in *space*, 0 none, and the size of a difference in units."""
         family = np.zeros(memory // PAGE_BYTES, np.int32)
@@ -356,7 +378,7 @@ class Synthetic(Block):
             free[places[part.name]] = part.free or part.untouched
         return free
 
-    def contents(self, memory: int, places: Mapping[str, PageNumbers], space: ContentSpace) -> Contents:
+    def contents(self, memory: int, places: Mapping[str, PageNumbers], space: Domain) -> Contents:
         """The content of each page when the guest starts."""
         contents = np.full(memory // PAGE_BYTES, UNTOUCHED, np.int32)
         for part in self.parts:
@@ -528,15 +550,12 @@ class Capture:
     path: Path
     first: npt.NDArray[np.int64]  # (pages,) contents at the start
     changes: Sequence[tuple[int, PageNumbers, npt.NDArray[np.int64]]] = field(default_factory=tuple)
-    highest: int = 0
+    numbers: Contents = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Contents that occur, but for the zero page; in order and each once."""
     lz4_bytes: npt.NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
     """(pages,) or none: sizes in the first snapshot under LZ4; 0 for a page of zeros or one that was not there."""
     free: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     """(pages,) whether the guest's kernel had the page free at the end, or the page was never there."""
-
-    def contents(self) -> npt.NDArray[np.int64]:
-        """Every content that it ever has, once."""
-        return np.unique(np.concatenate([self.first, *(contents for _, _, contents in self.changes)]))
 
 
 @lru_cache(maxsize=64)
@@ -558,4 +577,5 @@ def load_capture(path: Path) -> Capture:
         differs = (content[snapshot] != content[snapshot - 1]) & (touched < snapshot) & (touched != NEVER_TOUCHED)
         pages = np.flatnonzero(appears | differs)
         changes.append((round((time_s[snapshot] - time_s[0]) * SECOND), pages, content[snapshot][pages]))
-    return Capture(path, first, tuple(changes), int(content.max(initial=0)), lz4_bytes, free)
+    occurring = np.unique(np.concatenate([first, *(contents for _, _, contents in changes)]))
+    return Capture(path, first, tuple(changes), occurring[occurring > 0].astype(np.int32), lz4_bytes, free)

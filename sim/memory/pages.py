@@ -53,17 +53,19 @@ PGMAJFAULT, REFAULT, REFAULT_ACTIVE = range(43, 46)
 PSI_SOME, PSI_FULL, KSWAPD_PS, DIRECT_PS, SWAP_PS, STALLED_NS = range(46, 52)
 POOLED_PAGES, ZSWPIN, ZSWPOUT, ZSWPWB, KSM_STAYS, SWPIN_WAIT_NS, SWPIN_CACHED, UNPATCHED = range(52, 60)
 POOL_HAS_NO_SLOTS, DISK_TOP, DISK_KEPT = range(60, 63)
-COUNTS = 63
+WRITE_WAIT_NS, COPY_WAIT_NS, BIRTHS = range(63, 66)
+"""The longest that a write to a page of its own has waited for memory, and that one which copied the page has."""
+COUNTS = 66
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
 DIRTY, GUEST, LOOKED, HUGE, ADJACENT, TEMPER = range(6)
 BLOCK_COLUMNS = 6
-CONTENT, MAPS, KIND = range(3)
-FRAME_COLUMNS = 3
+CONTENT, MAPS, KIND, BORN = range(4)
+FRAME_COLUMNS = 4
 FIRST, PAGES, KEY, SINCE, ACTIVE, COPIES, THP = range(7)
 CHARGED, CHARGE_LIMIT, OUT, AGE, STALLED, VCPUS, LAST_READ, WINDOW, HITS = range(7, 16)
-INACTIVE, STAYS = 16, 22
-GUEST_COLUMNS = 23
+INACTIVE, STAYS, ZEROS = 16, 22, 23
+GUEST_COLUMNS = 24
 HEAD, TAIL, SIZE = range(3)
 """Columns of a list in `Memory.guest`: the inactive one from INACTIVE on, then the active one."""
 LIST_COLUMNS = 3
@@ -118,12 +120,14 @@ class Memory(NamedTuple):
     #               LOOKED activity time (ns) up to which random writes are in the contents, HUGE 1 while its pages are
     #               one huge page: all private, in one 2 MiB frame, ADJACENT 1 where its frames came as one, TEMPER
     #               as judged: only ANY and REPEATED ones are split for a merge, and ANY and HOT ones made huge
-    frame: Int32  # (shared frames, FRAME_COLUMNS) CONTENT, MAPS mappings (of an unused entry the next one), KIND
+    frame: Int32  # (shared frames, FRAME_COLUMNS) CONTENT, MAPS mappings (of an unused entry the next one), KIND,
+    #              BORN how many frames were shared when this one was, which tells it from one with its entry before
     guest: Int64  # (guests, GUEST_COLUMNS) FIRST page, PAGES, KEY of its stream of writes, host time (ns) SINCE which
     #               the present activity level lasts, ACTIVE activity time (ns) then, COPIES on write, THP 1 if its
     #               page faults ask for huge pages; CHARGED frames and CHARGE_LIMIT of its memory cgroup, OUT swapped
     #               pages, AGE evictions and activations so far, STALLED ns, VCPUS, LAST_READ page from swap, WINDOW and
-    #               HITS of readahead; the two lists; STAYS 1 if its pages are never reclaimed
+    #               HITS of readahead; the two lists; STAYS 1 if its pages are never reclaimed; ZEROS
+    #               what stands for the content 0 where its pages are looked up (see `name_of`)
     level: Float64  # (guests,) activity time per host time
     rates: Float64  # (classes, ACCESS_COLUMNS) WRITES and READS per ns of activity time and page; PERIOD (ns of
     #                 activity time) of a loop that reads LOOP_PAGES pages from LOOP_FIRST of the guest, one after the
@@ -143,6 +147,15 @@ def content_of(m: Memory, page: int) -> int:
     if place & SHARED:
         return int(m.frame[m.held[page], CONTENT])
     return int(m.held[page])
+
+
+@inlined
+def name_of(m: Memory, page: int, content: int) -> int:
+    """Under what number the page's content is looked up: guests that must not share with each other have no common one.
+
+    Their contents differ anyway, but for that of an empty page.
+    """
+    return int(content if content != 0 else m.guest[m.block[page // BLOCK, GUEST], ZEROS])
 
 
 @inlined
@@ -335,6 +348,8 @@ def new_frame(m: Memory, content: int, kind: int) -> int:
     m.frame[frame, CONTENT] = content
     m.frame[frame, KIND] = kind
     m.frame[frame, MAPS] = 0
+    counts[BIRTHS] += 1
+    m.frame[frame, BORN] = counts[BIRTHS]
     counts[FRAMES] += 1
     return int(frame)
 
@@ -1133,6 +1148,7 @@ def fork_pages(m: Memory, parent: int, child: int, pages: int, now: int) -> None
 
     The caller made sure that no content is negative and that shared frames and due writes have room.
     """
+    m.guest[m.block[child // BLOCK, GUEST], ZEROS] = m.guest[m.block[parent // BLOCK, GUEST], ZEROS]
     for i in range(pages):
         page, copy = parent + i, child + i
         if page % BLOCK == 0 and m.block[page // BLOCK, HUGE]:

@@ -26,6 +26,8 @@ from sim.memory.pages import (
     BLOCK,
     CHARGED,
     CONTENT,
+    COPIES,
+    COPY_WAIT_NS,
     DIRECT_PS,
     DUE,
     DUE_COUNT,
@@ -104,6 +106,7 @@ from sim.memory.pages import (
     VCPUS,
     WINDOW,
     WORKINGSET,
+    WRITE_WAIT_NS,
     WRITEBACK,
     WRITES,
     YOUNG,
@@ -935,6 +938,13 @@ def bring_in(m: Memory, r: Pressure, page: int, now: int) -> bool:
     return True
 
 
+@inlined
+def note_wait(m: Memory, r: Pressure, guest: int, waited: int, copies: int) -> None:
+    """Note how long a guest's write waited if none did for longer; *waited* and *copies* are those before it."""
+    kind = COPY_WAIT_NS if m.guest[guest, COPIES] > copies else WRITE_WAIT_NS
+    m.counts[kind] = max(m.counts[kind], r.n[WAIT] - waited)
+
+
 @compiled
 def store(m: Memory, r: Pressure, page: int, content: int, now: int) -> int:
     """One write by a guest, who waits for what it takes. Returns OK or NO_FRAME (the page is as it was)."""
@@ -967,8 +977,11 @@ def store_pages(
         content = int(contents[done])
         if content == FRESH:
             content = fresh_content(m)
+        waited, copies = r.n[WAIT], m.guest[guest, COPIES]
         if content != NEVER and store(m, r, first + pages[done], content, now) != OK:
             break
+        if waits:
+            note_wait(m, r, guest, waited, copies)
         done += 1
     if not waits:
         r.n[WAIT] = r.n[PRESSURE_NS] = 0
@@ -994,7 +1007,9 @@ def run_access(m: Memory, r: Pressure) -> int:
             done = bring_in(m, r, page, now)
         else:
             draw = drawn(m, guest, page, m.due[0, ACTIVE_TIME])
+            copies = m.guest[guest, COPIES]
             done = store(m, r, page, written_content(m, m.accesses[page], draw), now) == OK
+            note_wait(m, r, guest, 0, copies)
         stall(m, r, guest, now)
         if not done:
             return NO_FRAME

@@ -8,6 +8,7 @@ from sim.columns import COUNTER_METRICS, METRICS, PAGE_BYTES
 Value = int | float | None
 Summary = dict[str, Value]
 
+_LATENCIES = ("write_private_ns", "write_merged_ns", "write_latency_worst_ns")
 SMART_SCAN_CYCLE = 9
 """Full scans in which smart_scan visits a page that never merges once."""
 
@@ -117,8 +118,9 @@ def _end(samples: pd.DataFrame) -> Summary:
     names = ["full_scans", "general_profit", "oom_kills", "guests_running"]
     names += [metric.name for metric in COUNTER_METRICS]
     waited, faults = (float(last[name].sum(skipna=False)) for name in ("swpin_wait_ns", "pgmajfault"))
-    swap_in = {"swap_in_s": _ratio(waited / 1e9, faults)}
-    return swap_in | {name: _whole(last[name].sum(skipna=False)) for name in names}
+    sums: Summary = {name: _whole(last[name].sum(skipna=False)) for name in names}
+    slowest: Summary = {name: _whole(last[name].max(skipna=False)) for name in _LATENCIES}
+    return {"swap_in_s": _ratio(waited / 1e9, faults)} | sums | slowest
 
 
 def _scan_times(scans: pd.DataFrame) -> Summary:

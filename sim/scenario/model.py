@@ -13,7 +13,7 @@ from sim.document import Document, dump, in_order, read
 from sim.errors import At, Problem, Several, UserError, suggestion
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
-from sim.memory.image import Captured, Synthetic, pages_of
+from sim.memory.image import Captured, Synthetic, Writes, pages_of
 from sim.scenario.expect import ExpectationText
 from sim.scenario.points import DERIVED, Axes, Point, expand
 from sim.scenario.published import Claim, Figure, claims
@@ -211,8 +211,17 @@ class Scenario(Block):
             if kind
         )
         rates = {(kind, rate) for kind, pages in accesses for _, rate in kind.pieces(pages)}
-        if len(rates) > _MOST_CLASSES:
-            yield At("vms", f"more than {_MOST_CLASSES:,} different rates", "give parts the same rate")
+        to_pools = sum(isinstance(kind, Writes) and kind.leaves in pools for kind, _ in rates)
+        domains = self._most_domains() if to_pools else 1
+        if len(rates) + to_pools * (domains - 1) > _MOST_CLASSES:
+            apart = f", {domains:,} domains counted each by itself" if domains > 1 else ""
+            yield At("vms", f"more than {_MOST_CLASSES:,} different rates{apart}", "give parts the same rate")
+
+    def _most_domains(self) -> int:
+        """Most domains (`Host.domain_of`) among the guests of one host."""
+        assignments = self.assignments()
+        return max(len({host.domain_of(each.vm, each.name) for each in assignments[name]})
+                   for host, name in self.host_names())  # fmt: skip
 
     def _times(self) -> Iterator[At]:
         if self.duration // self.sample_every > _MOST_SAMPLES:

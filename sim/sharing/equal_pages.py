@@ -12,11 +12,11 @@ from sim.memory.compiled import compiled, inlined
 from sim.memory.pages import (
     ANON,
     BLOCK,
+    BORN,
     CONTENT,
     DIRTY,
     DUE_COUNT,
     FRAME_HIGH,
-    GUEST,
     HUGE,
     KIND,
     MAPS,
@@ -30,6 +30,7 @@ from sim.memory.pages import (
     content_now,
     leave_frame,
     map_frame,
+    name_of,
     plan_write,
     share_own_frame,
     split_huge,
@@ -49,16 +50,15 @@ PRICE = 4
 DONE = PRICE + len(WORK)
 NUMBERS = DONE + len(WORK)
 
-HOLDER, GROUP = range(2)
-ROW_COLUMNS = 2
+HOLDER, GROUP, HELD_SINCE = range(3)
+ROW_COLUMNS = 3
 
 
 class Equal(NamedTuple):
     """What is known of contents."""
 
-    row: Int32  # (contents + 1 for each domain, ROW_COLUMNS): HOLDER page + 1 or -(frame + 1), 0 none; GROUP of pages
-    #             among which it was found; the zero page of a domain has a row behind those of the contents
-    zero: Int32  # (guests,) row of the zero page
+    row: Int32  # (contents, ROW_COLUMNS): HOLDER page + 1 or -(frame + 1), 0 none; GROUP of pages among which it was
+    #             found; HELD_SINCE of a frame its BORN: an entry that is used again may be anybody's
     n: Int64  # (NUMBERS,) SPLITS 1 if huge pages are split for a page that is shared; VISITS and SHARES so far;
     #           SPENT_PS of the work of this turn; PRICE in picoseconds of each kind of work, and how often it was DONE
 
@@ -69,13 +69,9 @@ def forget_holders(e: Equal, first: int, end: int) -> None:
     holder[(holder > first) & (holder <= end)] = 0
 
 
-def table(contents: int, guests: int, work_ps: Int64) -> Equal:
-    """A table in which nothing stands yet, for so many contents and guests, with the price of each kind of work."""
-    e = Equal(
-        row=np.zeros((contents + 1, ROW_COLUMNS), np.int32),
-        zero=np.full(guests, contents, np.int32),
-        n=np.zeros(NUMBERS, np.int64),
-    )
+def table(contents: int, work_ps: Int64) -> Equal:
+    """A table in which nothing stands yet, for so many contents, with the price of each kind of work."""
+    e = Equal(row=np.zeros((contents, ROW_COLUMNS), np.int32), n=np.zeros(NUMBERS, np.int64))
     e.n[PRICE:DONE] = work_ps
     return e
 
@@ -94,11 +90,12 @@ def is_offered(m: Memory, page: int) -> bool:
 
 
 @inlined
-def holds(m: Memory, holder: int, content: int, page: int, now: int) -> bool:
-    """Whether a holder, other than the page itself, still has the content."""
+def holds(m: Memory, holder: int, since: int, content: int, page: int, now: int) -> bool:
+    """Whether a holder, other than the page itself, still has the content; *since* tells a frame from a later one."""
     if holder < 0:
         frame = -holder - 1
-        return bool(m.frame[frame, KIND] == ANON and m.frame[frame, CONTENT] == content and m.frame[frame, MAPS] > 0)
+        lives = m.frame[frame, KIND] == ANON and m.frame[frame, MAPS] > 0 and m.frame[frame, BORN] == since
+        return bool(lives and m.frame[frame, CONTENT] == content)
     other = holder - 1
     return bool(holder > 0 and other != page and is_offered(m, other) and content_now(m, other, now) == content)
 
@@ -139,11 +136,12 @@ def look_at_page(m: Memory, e: Equal, page: int, group: int, now: int) -> None:
     content = content_now(m, page, now)
     if content < 0:
         return
-    row = content if content > 0 else e.zero[m.block[page // BLOCK, GUEST]]
-    holder = e.row[row, HOLDER] if e.row[row, GROUP] == group else 0
+    row = name_of(m, page, content)
+    holder, since = (e.row[row, HOLDER] if e.row[row, GROUP] == group else 0), e.row[row, HELD_SINCE]
     if holder > 0 and m.place[holder - 1] & SHARED and is_offered(m, holder - 1):
         holder = -(m.held[holder - 1] + 1)
-    if not holds(m, holder, content, page, now) or (holder > 0 and not may_part(m, e, holder - 1)):
+        since = m.frame[-holder - 1, BORN]
+    if not holds(m, holder, since, content, page, now) or (holder > 0 and not may_part(m, e, holder - 1)):
         e.row[row, HOLDER] = page + 1
         e.row[row, GROUP] = group
         spend(e, W_INSERT, 1)
@@ -155,6 +153,7 @@ def look_at_page(m: Memory, e: Equal, page: int, group: int, now: int) -> None:
         return
     frame = frame_of(m, e, holder - 1, content, now) if holder > 0 else -holder - 1
     e.row[row, HOLDER] = -(frame + 1)
+    e.row[row, HELD_SINCE] = m.frame[frame, BORN]
     leave_frame(m, page)
     map_frame(m, page, frame)
     plan_write(m, page, now)

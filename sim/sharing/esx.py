@@ -65,7 +65,6 @@ class Esx(Room):
             self.r.n[pressure.PAGE_NS] = squeeze.device.ns_per_page
             self.r.n[pressure.IN_NS] = squeeze.device.cpu_in_ns
         self._settings = settings
-        self._nodes = site.nodes
         self._work_ps = site.work_ps
         room = len(self.m.place)
         self.t = tps.Tps(
@@ -90,7 +89,6 @@ class Esx(Room):
         self._now = 0
         self._next_tick = _TICK
         self._ticks = 0
-        self._salts: dict[str, int] = {}
         self._vms: dict[int, _Vm] = {}
         self._called: dict[int, int] = {}
 
@@ -99,7 +97,7 @@ class Esx(Room):
     def add(
         self, guest: int, pages: int, *, vm: Vm, key: int, now: int, level: float, node: int, thp: bool
     ) -> None:  # fmt: skip
-        """See `Room`; the guest's configuration says with whom it shares and what it is worth."""
+        """See `Room`; the guest's configuration says what it is worth."""
         super().add(guest, pages, vm=vm, key=key, now=now, level=level, node=node, thp=False)
         own = self._settings.guests.get(vm.name)
         shares = (own and own.shares) or max(vm.memory * _NORMAL // MIB, 1)
@@ -107,18 +105,11 @@ class Esx(Room):
         self._vms[guest] = _Vm(pages, shares, (own.min if own else 0) // PAGE_BYTES, large)
         row = self.t.guest[guest]
         row[:] = 0
-        row[tps.SALT] = self._salt(guest, own.salt if own else None) * self._nodes + node
+        row[tps.NODE] = node
         row[tps.ZIP_MOST] = self._zipped_most(pages)
         row[tps.RUNS] = 1
         self._set_rates()
         self._set_large_pages()
-
-    def _salt(self, guest: int, salt: str | None) -> int:
-        """Number of the VMs with which this one shares."""
-        mode = self._settings.ShareForceSalting
-        if mode == 0 or (mode == 1 and salt is None):
-            return self._salts.setdefault("", len(self._salts))
-        return self._salts.setdefault(f"={salt}" if salt else f"#{guest}", len(self._salts))
 
     def _zipped_most(self, pages: int) -> int:
         if not self._settings.MemZipEnable:
@@ -373,7 +364,9 @@ class Esx(Room):
     def snapshot(self, now: int) -> Int64:
         """See `Room`."""
         self._count_metadata()
-        self.t.n[tps.ZERO_SHARED] = tps.zero_shared(self.m, self.t, len(self._salts) * self._nodes)
+        running = list(self._vms)
+        zeros = np.unique((self.t.guest[running, tps.NODE] << 32) | self.m.guest[running, memory.ZEROS])
+        self.t.n[tps.ZERO_SHARED] = tps.zero_shared(self.m, self.t, zeros)
         done = self.t.n[tps.DONE :] * self._work_ps
         merging = int(done[[tps.W_COMPARE_BYTE, tps.W_MERGE, tps.W_PROMOTE]].sum())
         cpu_ps = [int(done.sum()) - merging, merging]

@@ -68,6 +68,7 @@ from sim.memory.pages import (
     leave_frame,
     look,
     map_frame,
+    name_of,
     next_due,
     plan_write,
     share_own_frame,
@@ -263,7 +264,7 @@ def put_spare(m: Memory, k: Ksm, key: int, spare: int) -> None:
 @inlined
 def tree_key(m: Memory, k: Ksm, page: int, content: int) -> int:
     """Index of a content in `Ksm.head`, for the trees of the page's NUMA node."""
-    return int(k.slot[m.block[page // BLOCK, GUEST], TREE] + content)
+    return int(k.slot[m.block[page // BLOCK, GUEST], TREE] + name_of(m, page, content))
 
 
 @inlined

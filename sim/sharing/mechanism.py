@@ -7,7 +7,7 @@ number of `Source`s, which share pages where they come from (`source.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sim.reclaim.swap import Swap
     from sim.sharing.room import Room
     from sim.sharing.source import AtSource
+
+
+SharesBetween = Literal["all", "tenants", "guests"]
 
 
 class Mechanism(Block):
@@ -71,6 +74,10 @@ class Scans(Mechanism):
         from sim.sharing.room import Room
 
         return Room
+
+    def domain_of(self, vm: Vm, guest: str, shares_between: SharesBetween) -> str:
+        """Name of the guest's domain: its pages equal none of a guest of another."""
+        return domain_name(shares_between, vm.tenant, guest)
 
     def visits(self, guests: Sequence[tuple[int, int]]) -> float:
         """Most pages that it can visit, for guests of so many pages that live so long (ns); not asked of KSM."""
@@ -136,3 +143,10 @@ class Source(Mechanism):
     def behaviour(self) -> type[AtSource]:
         """The class that does it; imported when a run begins, for it brings the compiler."""
         raise NotImplementedError
+
+
+def domain_name(shares_between: SharesBetween, tenant: str | None, guest: str) -> str:
+    """Name of the domain of a tenant's guest; where tenants are kept apart a guest without one is alone."""
+    if shares_between == "all":
+        return "all"
+    return f"tenant {tenant}" if shares_between == "tenants" and tenant else f"guest {guest}"

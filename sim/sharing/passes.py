@@ -36,7 +36,7 @@ class Passes(Room):
         self._settings = settings
         self.vms: dict[int, Vm] = {}
         """Guests that run."""
-        self._equal = equal_pages.table(site.contents, site.guests, site.work_ps)
+        self._equal = equal_pages.table(site.contents, site.work_ps)
         self._equal.n[equal_pages.SPLITS] = settings.splits
         self._left: tuple[Int64, Int32] = np.empty(0, np.int64), np.empty(0, np.int32)
         self._passes = 0

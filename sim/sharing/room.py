@@ -407,6 +407,10 @@ class Room:
         """Unmap a range of pages of the host's memory."""
         memory.drop_pages(self.m, first, pages)
 
+    def set_domain(self, guest: int, zeros: int) -> None:
+        """Say what stands for pages of zeros in the guest's domain (before the guest is filled)."""
+        self.m.guest[guest, memory.ZEROS] = zeros
+
     def set_accesses(self, guest: int, accesses: UInt16) -> None:
         """Say which class of random accesses each page gets (before the guest is filled)."""
         self.m.accesses[self.pages_of(guest)] = accesses
@@ -581,7 +585,7 @@ def longer(array: npt.NDArray[Number], length: int) -> npt.NDArray[Number]:
 
 
 def memory_columns(counts: Int64) -> dict[str, Int64]:
-    """Rows of `Memory.counts` as the columns of the tables, `cow_breaks`, and `resident_bytes` of guests' pages."""
+    """Rows of `Memory.counts` as the columns of the tables, and what `Machine` makes others of."""
 
     def count(index: int) -> Int64:
         return counts[:, index]
@@ -611,4 +615,6 @@ def memory_columns(counts: Int64) -> dict[str, Int64]:
         "reclaim_cpu_ns": count(memory.DIRECT_PS) // 1000,
         "swap_cpu_ns": count(memory.SWAP_PS) // 1000,
         "cow_breaks": count(memory.COW_KSM) + count(memory.COW_FORK),
+        "write_wait_ns": count(memory.WRITE_WAIT_NS),
+        "copy_wait_ns": count(memory.COPY_WAIT_NS),
     }

@@ -29,7 +29,7 @@ class AtSource:
         self.room = room
         self.cpu_ns = 0
         """CPU time that it has taken."""
-        self._equal = equal_pages.table(site.contents, site.guests, np.zeros(len(equal_pages.WORK), np.int64))
+        self._equal = equal_pages.table(site.contents, np.zeros(len(equal_pages.WORK), np.int64))
 
     def started(self, guest: int, vm: Vm) -> None:
         """A guest starts: its memory is still untouched."""
@@ -58,7 +58,7 @@ class AtRead(AtSource):
     def __init__(self, settings: Source, room: Room, site: Site) -> None:
         """See `AtSource`."""
         super().__init__(settings, room, site)
-        self._equal = equal_pages.table(site.contents, site.guests, site.work_ps)
+        self._equal = equal_pages.table(site.contents, site.work_ps)
 
     def came(self, guest: int, pages: Int64, now: int) -> None:
         """See `AtSource`; what was read from the disk is hashed and shared."""

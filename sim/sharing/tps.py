@@ -16,7 +16,7 @@ from pydantic import Field
 from sim.columns import PAGE_BYTES
 from sim.errors import At
 from sim.sharing.kernels import Kernel
-from sim.sharing.mechanism import Scans
+from sim.sharing.mechanism import Scans, SharesBetween, domain_name
 from sim.units import GIB, MIB, SECOND, Block, Bytes, Name, Rate, Share, Switch, not_boolean
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class TpsGuest(Block):
     """What the configuration of one kind of VM says."""
 
     salt: Name | None = None
-    """sched.mem.pshare.salt: VMs of equal salt share with each other."""
+    """sched.mem.pshare.salt: VMs of equal salt share with each other; the VM's `tenant` unless given."""
     shares: int | None = Field(default=None, ge=1, le=1 << 31)
     """sched.mem.shares: 10 for each MB unless given, which is what ESX calls normal."""
     min: Bytes = 0
@@ -123,6 +123,7 @@ class Tps(Scans):
 
     refused: ClassVar[tuple[str, ...]] = (
         "kernel", "hz", "thp", "hugetlbfs", "zswap", "watermarks", "balloon", "commit", "ksmtuned", "mom",
+        "shares_between",
     )  # fmt: skip
 
     version: Literal["esx3", "esx4", "esxi5", "esxi6"] = "esxi6"
@@ -225,6 +226,13 @@ class Tps(Scans):
             yield At("free_page_reporting", "ESX takes no reports of free pages", "remove it")
         if vm.name in self.guests and self.guests[vm.name].min > vm.memory:
             yield At("memory", f"is less than the min of {vm.name} in tps.guests", "make one of them fit the other")
+
+    def domain_of(self, vm: Vm, guest: str, shares_between: SharesBetween) -> str:
+        """See `Mechanism`; the salt is what tells tenants apart, and ShareForceSalting whether it does."""
+        own = self.guests.get(vm.name)
+        salt = (own and own.salt) or vm.tenant
+        forced = self.ShareForceSalting == 2 or (self.ShareForceSalting == 1 and salt is not None)
+        return domain_name("tenants" if forced else "all", salt, guest)
 
     def rates(self, pages: Sequence[int]) -> list[float]:
         """Pages a second that are picked of VMs with so many pages each, all limits kept."""

@@ -2,7 +2,7 @@
 
 The table of hashes has an entry for each shared frame, and one for a page that was looked at and found unique: a hint,
 which lets the page be written without a fault. A hash is taken to tell contents apart (64 bits), so that the key of an
-entry is the content itself with the group of VMs that share with each other (salt and NUMA node).
+entry is the content itself (salted, by what numbers contents) with the NUMA node.
 
 Source: Waldspurger, OSDI 2002, sections 4.2, 4.3 and 5.3; see `tps.py`.
 """
@@ -17,6 +17,7 @@ from sim.memory.compiled import compiled, inlined
 from sim.memory.pages import (
     ACTIVE_TIME,
     BLOCK,
+    COPIES,
     DUE_COUNT,
     FIRST,
     FRAME_HIGH,
@@ -62,6 +63,7 @@ from sim.memory.pages import (
     leave_frame,
     look,
     map_frame,
+    name_of,
     new_frame,
     own_frame,
     part_huge,
@@ -73,7 +75,7 @@ from sim.memory.pages import (
     written_content,
 )
 from sim.memory.pages import SWAPPED as AWAY
-from sim.reclaim.pressure import IN_NS, PAGE_NS, PIPE, PRESSURE_NS, READ_NS, WAIT, Pressure, stall, submit
+from sim.reclaim.pressure import IN_NS, PAGE_NS, PIPE, PRESSURE_NS, READ_NS, WAIT, Pressure, note_wait, stall, submit
 
 TPS = 5
 """Kind of shared frame: one that page sharing made, copied on every write."""
@@ -107,7 +109,7 @@ NUMBERS = DONE + len(WORK)
 # Columns of Tps.entry and .guest.
 NAME, VALUE, FOLLOWING = range(3)
 ENTRY_COLUMNS = 3
-RATE, CREDIT, SALT, RUNS, BALLOON, GIVEN, SWAPPED_OUT, ZIPPED_OUT, ZIP_MOST, HAND, SEEN, EQUAL = range(12)
+RATE, CREDIT, NODE, RUNS, BALLOON, GIVEN, SWAPPED_OUT, ZIPPED_OUT, ZIP_MOST, HAND, SEEN, EQUAL = range(12)
 GUEST_COLUMNS = 12
 
 PAUSED, STARVING, NO_ROOM = range(3)
@@ -124,10 +126,10 @@ class Tps(NamedTuple):
     small: UInt8  # (pages,) 1 for a page that compresses to ZIPPED_BYTES or less
     hint: Int32  # (pages,) entry + 1 of the page's hint, _UNIQUE for one that no other page can match, 0 none
     bucket: Int32  # (buckets, a power of 2) entry + 1 of the first entry of a hash
-    entry: Int64  # (entries, ENTRY_COLUMNS) NAME group and content, VALUE page + 1 of a hint or -(frame + 1),
+    entry: Int64  # (entries, ENTRY_COLUMNS) NAME node and content, VALUE page + 1 of a hint or -(frame + 1),
     #               FOLLOWING entry + 1 of the same bucket (of an unused entry the next one)
-    guest: Int64  # (guests, GUEST_COLUMNS) RATE of picks in millionths a second, CREDIT of picks in millionths, SALT
-    #               group, RUNS 1 while it lives, BALLOON pages the balloon holds, GIVEN pages its kernel gave away,
+    guest: Int64  # (guests, GUEST_COLUMNS) RATE of picks in millionths a second, CREDIT of picks in millionths, NODE
+    #               of NUMA, RUNS 1 while it lives, BALLOON pages the balloon holds, GIVEN pages its kernel gave away,
     #               SWAPPED_OUT, ZIPPED_OUT pages, ZIP_MOST pages that may be compressed, HAND where its kernel goes on
     #               looking for pages to give, pages SEEN by the scan and those of them for which it knew an EQUAL one
     n: Int64  # (NUMBERS,)
@@ -143,9 +145,9 @@ def spend(t: Tps, kind: int, times: int) -> None:
 
 
 @inlined
-def name_of(m: Memory, t: Tps, page: int, content: int) -> int:
+def key_of(m: Memory, t: Tps, page: int, content: int) -> int:
     """Key of a content for the VMs that the page may share with."""
-    return int((t.guest[m.block[page // BLOCK, GUEST], SALT] << 32) | content)
+    return int((t.guest[m.block[page // BLOCK, GUEST], NODE] << 32) | name_of(m, page, content))
 
 
 @inlined
@@ -279,7 +281,7 @@ def visit(m: Memory, t: Tps, page: int, now: int) -> None:
             t.n[HINTS] += 1
             spend(t, W_INSERT, 1)
         return
-    name = name_of(m, t, page, content)
+    name = key_of(m, t, page, content)
     entry = find(t, name)
     value = t.entry[entry - 1, VALUE] if entry > 0 else 0
     if value != 0 and value != page + 1:
@@ -562,14 +564,17 @@ def write_pages(
 
     Returns how many are done: not all when frames are short.
     """
+    guest = m.block[first // BLOCK, GUEST]
     while done < pages.size:
         content = int(contents[done])
         if content == FRESH:
             content = fresh_content(m)
+        waited, copies = r.n[WAIT], m.guest[guest, COPIES]
         if write(m, t, r, first + pages[done], content, now) != OK:
             break
+        note_wait(m, r, guest, waited, copies)
         done += 1
-    stall(m, r, m.block[first // BLOCK, GUEST], now)
+    stall(m, r, guest, now)
     return done
 
 
@@ -583,11 +588,13 @@ def access(m: Memory, t: Tps, r: Pressure, now: int) -> int:
         if not enough(m, t):
             return NO_FRAME
         bring_in(m, t, r, page, now)
-        stall(m, r, guest, now)
+    done = OK
     if not reads and m.place[page] & PRESENT:
-        draw = drawn(m, guest, page, m.due[0, ACTIVE_TIME])
-        return write(m, t, r, page, written_content(m, m.accesses[page], draw), now)
-    return OK
+        draw, copies = drawn(m, guest, page, m.due[0, ACTIVE_TIME]), m.guest[guest, COPIES]
+        done = write(m, t, r, page, written_content(m, m.accesses[page], draw), now)
+        note_wait(m, r, guest, 0, copies)
+    stall(m, r, guest, now)
+    return done
 
 
 @compiled
@@ -612,11 +619,11 @@ def forget_pages(m: Memory, t: Tps, guest: int) -> None:
 
 
 @compiled
-def zero_shared(m: Memory, t: Tps, salts: int) -> int:
-    """Pages that map a shared frame of zeros."""
+def zero_shared(m: Memory, t: Tps, keys: Int64) -> int:
+    """Pages that map a shared frame of zeros, each of which has one of these keys."""
     pages = 0
-    for salt in range(salts):
-        entry = find(t, salt << 32)
+    for key in keys:
+        entry = find(t, key)
         if entry > 0 and t.entry[entry - 1, VALUE] < 0:
             pages += m.frame[-t.entry[entry - 1, VALUE] - 1, MAPS]
     return int(pages)
