@@ -19,6 +19,7 @@ CLAIMS = {
     ("ksmtuned-filling-host", "vms.0.every=30s"): ["oom_kills == 2"],
     ("large-pages-worth", "hosts.0.ksm.run=0"): ["cpu_tlb_percent == 0", "consolidation_ratio < 2.5"],
     ("phase-trap", "hosts.0.ksm.smart_scan=0"): ["pages_sharing == 1024"],
+    ("side-channel", "hosts.0.shares_between=tenants"): ["cow_ksm == 0", "write_latency_worst_ns <= 100"],
     ("tps-large-pages", "hosts.0.tps.ShareForceSalting=2"): ["mem_ballooned_bytes >= 500MiB", "pswpout == 0"],
     ("zero-pages", "hosts.0.ksm.use_zero_pages=0"): ["pages_sharing == 587520", "saved_bytes == 2295MiB"],
     ("sharing-limit", "hosts.0.ksm.max_page_sharing=16"): ["stable_node_dups == 24576", "pages_sharing == 368640"],
