@@ -1,4 +1,4 @@
-"""Which huge pages may be split and made when they are judged by their use and their contents, and what that is worth."""
+"""Huge pages judged by their use and their contents: which may be split, which made, and what that is worth."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def judged(one: machine.Machine, repeated: int = 64, splits: bool = True) -> lis
 
 def test_blocks_are_hot_or_cold_or_cold_with_many_pages_that_others_have():
     one = machine.Machine(thp=True)
-    first = one.first(one.start([X] * BLOCK + unique(1000) + [X] * 64 + unique(2000)[64:] + [X] * 63 + unique(3000)[63:]))
+    repeated, just_not = [X] * 64 + unique(2000)[64:], [X] * 63 + unique(3000)[63:]
+    first = one.first(one.start([X] * BLOCK + unique(1000) + repeated + just_not))
     one.m.rates[1, memory.READS] = 1e-9 / BLOCK
     one.m.accesses[first : first + BLOCK] = 1
 
