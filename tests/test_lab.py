@@ -521,6 +521,8 @@ def test_a_result_without_them_is_kept_and_read_back_and_has_a_report(tmp_path: 
     [
         ({"count": 2}, "keep one entry of hosts, with count 1"),
         ({"numa_nodes": 2}, "set hosts.0.numa_nodes=1"),
+        ({"ksm": {"hints": {}}}, "remove hosts.0.ksm.hints"),
+        ({"ksm": {"mixed_pages": {}}}, "remove hosts.0.ksm.mixed_pages"),
         ({"kernel": "5.10"}, "set hosts.0.kernel="),
         ({"swap": {"device": "nvme", "size": "1GiB"}}, "set hosts.0.swap.device to one of them"),
         ({"swap": {"device": "file", "size": "1GiB", "bandwidth": "1MiB"}}, "remove hosts.0.swap.bandwidth"),

@@ -76,6 +76,14 @@ def test_ksmd_sleeps_longer_on_a_host_with_less_memory(memory, sleep):
     assert Ksmtuned().start().look(usage).sleep_millisecs == sleep
 
 
+@pytest.mark.parametrize(("memory", "sleep"), [(4, 400), (16, 100), (64, 25), (256, 10)])
+def test_on_proxmox_ksmd_sleeps_ten_times_as_long(memory, sleep):
+    """Its ksmtuned.conf has KSM_SLEEP_MSEC=100."""
+    usage = Usage(total=memory * GIB, free=0, committed=memory * GIB)
+
+    assert Ksmtuned(sleep_msec=100).start().look(usage).sleep_millisecs == sleep
+
+
 @pytest.mark.parametrize(("free", "run"), [(2049 * KIB, 0), (2047 * KIB, 1)])
 def test_memory_is_short_below_2_mib_whatever_the_percentage(free, run):
     usage = Usage(total=8 * MIB, free=free, committed=0)

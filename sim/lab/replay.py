@@ -202,6 +202,9 @@ def _check(scenario: Scenario) -> None:
         )
     if host.ksm is None:
         raise UserError(f"{scenario.name}: the lab replays KSM; give hosts.0 ksm: {{}} and no other way to share")
+    for name in ("hints", "mixed_pages"):
+        if getattr(host.ksm, name):
+            raise UserError(f"{scenario.name}: no released kernel has it; remove hosts.0.ksm.{name}")
     for name in host.sources:
         raise UserError(f"{scenario.name}: the lab replays KSM alone; remove hosts.0.{name}")
     for i, vm in enumerate(scenario.vms):

@@ -59,7 +59,7 @@ class Hints(Block):
 
     entries: int = Field(default=8192, ge=1, le=1 << 24)
     """Hints that are kept; a new one takes the place of the oldest."""
-    share: Share = 0.5
+    share: Annotated[Share, Field(gt=0)] = 0.5
     """Most of a batch's pages_to_scan that goes to hinted pages; without hints all of it is the ordinary scan's."""
 
 

@@ -291,7 +291,8 @@ class Scanner(Room):
         """Say anew which huge pages ksmd may split, and which khugepaged may make."""
         mixed = self._settings.mixed_pages
         assert mixed is not None  # or there were no time for it
-        splits = memory.frames_free(self.m) < mixed.free_below * self.m.counts[memory.LIMIT]
+        free, _ = self.usage()
+        splits = free < mixed.free_below * self.m.counts[memory.LIMIT] * memory.PAGE_BYTES
         repeated = max(1, round(mixed.repeated * BLOCK))
         copies = np.zeros(len(self.k.head), np.int32)
         ksmd.judge_blocks(self.m, self.k, copies, mixed.cold_below / SECOND, repeated, splits, now)
