@@ -421,7 +421,8 @@ def _draw_cpu(ax: Axes, shares: Mapping[str, Sequence[float]]) -> None:
         ax.barh(range(len(percent)), percent, left=done, height=0.6, color=_light(colour), label=kind)
         done = done + np.array(percent)
     ax.set_title("CPU over the run (% of the host)")
-    ax.legend(loc="lower right", fontsize=8, frameon=True, framealpha=1, edgecolor="none")
+    if shares:
+        ax.legend(loc="lower right", fontsize=8, frameon=True, framealpha=1, edgecolor="none")
 
 
 def _draw_broken(ax: Axes, lines: Sequence[Row]) -> None:
