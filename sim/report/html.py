@@ -145,6 +145,11 @@ def drawing(draw: Callable[..., object], panels: int, png: Path, panel: float = 
     draw(*canvas.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
     # The same margins in every picture put equal times below each other.
     canvas.subplots_adjust(**_MARGINS, top=1 - _ABOVE / height, bottom=_BELOW / height, hspace=_BETWEEN)
+    return saved(canvas, png)
+
+
+def saved(canvas: Figure, png: Path) -> str:
+    """Save a picture as PNG and return it as SVG."""
     canvas.savefig(png, dpi=_DPI, metadata={"Software": None})
     svg = io.StringIO()
     canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})

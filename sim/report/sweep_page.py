@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 
 from sim import document
 from sim.columns import METRICS
-from sim.report import crossover, frontier
-from sim.report.html import PICTURES, details, drawing, page, publish, section
+from sim.report import crossover, everything, frontier
+from sim.report.html import PICTURES, details, drawing, page, publish, saved, section
 from sim.report.markup import Markup, figure, table, tag
 from sim.report.style import RC
 from sim.report.words import amount, short_names
@@ -41,11 +41,14 @@ class _Picture(NamedTuple):
     title: str
     text: str
     """What it shows, for the caption and for those who cannot see it."""
-    draw: Callable[[Axes], object]
+    draw: Callable[[Axes], object] | None
+    """Nothing for the comparison, which has a row for each point."""
 
 
 def rows(swept: Swept) -> Sequence[Sequence[str]]:
     """The axes and the main metrics of each point as text, below their names; a failed point has its error."""
+    if swept.timeline is not None:
+        return everything.rows(swept)
     found = [
         [
             *short_names(swept.axes),
@@ -69,6 +72,8 @@ def rows(swept: Swept) -> Sequence[Sequence[str]]:
 
 def conclusion(swept: Swept) -> str:
     """What the sweep shows, in a few sentences."""
+    if swept.timeline is not None:
+        return everything.conclusion(swept)
     if axis := crossover.memory_axis(swept.table, swept.axes):
         return crossover.conclusion(
             crossover.lines(swept.table, swept.axes, axis), crossover.promised_bytes(swept.scenario)
@@ -92,8 +97,9 @@ def draw(swept: Swept, folder: Path) -> Markup:
     picture = _picture(swept)
     if picture is None:
         return Markup()
+    png = folder / f"{picture.name}.png"
     with mpl.rc_context(RC):
-        svg = drawing(picture.draw, 1, folder / f"{picture.name}.png", _PANEL)
+        svg = saved(everything.draw(swept), png) if picture.draw is None else drawing(picture.draw, 1, png, _PANEL)
     (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
     return figure(svg, picture.name, picture.title, picture.text)
 
@@ -101,6 +107,13 @@ def draw(swept: Swept, folder: Path) -> Markup:
 def _picture(swept: Swept) -> _Picture | None:
     if swept.table[[frontier.GAIN, frontier.COST]].isna().any(axis=1).all():
         return None
+    if swept.timeline is not None:
+        return _Picture(
+            "everything",
+            "Every alternative held against the others",
+            "A line for each, the least memory on top. Dotted: the first alternative.",
+            None,
+        )
     if axis := crossover.memory_axis(swept.table, swept.axes):
         return _Picture(
             "crossover",

@@ -37,6 +37,9 @@ class Scenario(Block):
     """Seed of every random stream."""
     sample_every: Duration = Field(default=SECOND, gt=0)
     """Simulated time between two samples."""
+    phases: dict[str, Duration] = Field(default_factory=dict)
+    """When each phase of the run begins, by name and in order of time: the report of a sweep over alternatives tells
+    them apart."""
     hosts: tuple[Host, ...] = Field(min_length=1)
     """Kinds of host."""
     vms: tuple[Vm, ...] = Field(min_length=1)
@@ -227,6 +230,13 @@ class Scenario(Block):
         if self.duration // self.sample_every > _MOST_SAMPLES:
             remedy = f"write {format_duration(-(-self.duration // _MOST_SAMPLES))} or more"
             yield At("sample_every", f"makes more than {_MOST_SAMPLES:,} samples", remedy)
+        before = -1
+        for name, begin in self.phases.items():
+            if begin <= before:
+                remedy = f"write more than {format_duration(before)}, or put it before"
+                yield At(f"phases.{name}", "does not begin after the phase above it", remedy)
+            yield from self._too_late(f"phases.{name}", begin)
+            before = begin
         for i, host in enumerate(self.hosts):
             for j, change in enumerate(host.ksm.changes if host.ksm else ()):
                 yield from self._too_late(f"hosts.{i}.ksm.changes.{j}.at", change.at)

@@ -16,6 +16,8 @@ from sim.document import dump, dump_line
 from sim.errors import MachineError, OvercommitError, UserError
 from sim.results import kept_summary
 from sim.results.store import explained
+from sim.results.summary import over_hosts
+from sim.results.tables import read_parquet
 from sim.run import available_bytes, check_size, package_version
 from sim.run import run as simulate
 from sim.scenario import Scenario
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
 Progress = Callable[[float, str], None]
 
 TABLE: Final = "points.parquet"
+TIMELINE: Final = "timeline.parquet"
+FOLLOWED: Final = (
+    "guests_running", "mem_used_bytes", "mem_swapped_bytes", "oom_kills", "psi_some_ns", "scan_cpu_ns", "merge_cpu_ns",
+    "source_cpu_ns", "cow_cpu_ns", "kswapd_cpu_ns", "reclaim_cpu_ns", "swap_cpu_ns", "tlb_cpu_ns",
+)  # fmt: skip
+"""Columns of samples that are kept for every point of a sweep with phases."""
 _BUG: Final = 3
 _FRACTIONS: Final = ("ratio", "%", "s")
 """Units of metrics that need not be whole numbers."""
@@ -71,6 +79,9 @@ class Swept:
     """One row per point: the axes, the metrics, and how it ended."""
     failures: Mapping[str, Failure]
     """By digest."""
+    timeline: pd.DataFrame | None = None
+    """What became of each point over time, if the scenario has phases: `point`, its row in the table, `time_s` and
+    the columns FOLLOWED, summed over hosts."""
 
     @property
     def scenario(self) -> Scenario:
@@ -135,7 +146,7 @@ def run_points(todo: Plan, progress: Progress | None = None) -> Swept:
     *progress* is told the share done and what was done last. A point that fails is noted and the others go on.
     """
     failures = run_left(todo.left, todo.out, todo.jobs, progress, "points")
-    swept = Swept(todo, _table(todo, failures), failures)
+    swept = Swept(todo, _table(todo, failures), failures, _timeline(todo) if todo.scenario.phases else None)
     _write(swept)
     return swept
 
@@ -192,6 +203,18 @@ def _table(todo: Plan, failures: Mapping[str, Failure]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def _timeline(todo: Plan) -> pd.DataFrame:
+    """What became over time of the points that have a result."""
+    import pandas as pd
+
+    files = [Path(todo.out, todo.scenario.name, digest, "samples.parquet") for digest in todo.digests]
+    found = {number: over_hosts(read_parquet(file)) for number, file in enumerate(files) if file.exists()}
+    parts = [
+        pd.DataFrame({"point": number, **samples[list(FOLLOWED)]}).reset_index() for number, samples in found.items()
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["time_s", "point", *FOLLOWED])
+
+
 def _column(values: Sequence[object]) -> Sequence[object]:
     """The values of an axis: numbers as they are; a block by its `name` if it has one; all else as text."""
     if len({type(value) for value in values}) == 1 and isinstance(values[0], int | float):
@@ -224,6 +247,9 @@ def _write(swept: Swept) -> None:
         swept.folder.mkdir(parents=True, exist_ok=True)
         with _whole(swept.folder / TABLE) as new:
             pq.write_table(content.cast(pa.schema(told)), new, compression="zstd")
+        if swept.timeline is not None:
+            with _whole(swept.folder / TIMELINE) as new:
+                pq.write_table(pa.Table.from_pandas(swept.timeline, preserve_index=False), new, compression="zstd")
         with _whole(swept.folder / "scenario.yaml") as new:
             new.write_text(dump(swept.scenario.resolved()))
         with _whole(swept.folder / "errors.txt") as new:
