@@ -380,7 +380,12 @@ HEADLINES: tuple[Metric, ...] = (
         "work that guests did, against what they would have done without waiting for memory",
         "progress_percent, mean over guests",
     ),
-    Metric("fork_s", "s", "the longest fork: its parent waits for the page tables", "largest fork_s of any guest"),
+    Metric(
+        "fork_s",
+        "s",
+        "the longest fork: its parent waits for the page tables",
+        "largest fork_s of any guest; none without forks",
+    ),
     Metric(
         "page_tables_bytes",
         "bytes",

@@ -208,6 +208,8 @@ def _check(scenario: Scenario) -> None:
     for name in host.sources:
         raise UserError(f"{scenario.name}: the lab replays KSM alone; remove hosts.0.{name}")
     for i, vm in enumerate(scenario.vms):
+        if vm.kernel == "shared":
+            raise UserError(f"{scenario.name}: the lab's guests read no files; remove vms.{i}.kernel")
         for name in ("balloon", "free_page_reporting"):
             if getattr(vm, name):
                 raise UserError(f"{scenario.name}: the lab's guests have no balloon device; remove vms.{i}.{name}")
