@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -234,13 +237,16 @@ def fenced(language: str, page: Path = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("number", range(len(fenced("python"))))
+PROGRAMS = [code for code in fenced("python") if not code.startswith("# sim/")]
+
+
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_the_readmes_python_runs(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
 
-    exec(compile(fenced("python")[number], README.name, "exec"), {})
+    exec(compile(PROGRAMS[number], README.name, "exec"), {})
 
     assert capsys.readouterr().out
 
@@ -254,6 +260,33 @@ def test_the_readmes_tuner_moves_the_knobs(monkeypatch: pytest.MonkeyPatch) -> N
     samples = names["result"].samples
     assert set(samples["run"]) == {0, 1}
     assert samples["pages_to_scan"].nunique() > 3
+
+
+def test_the_readmes_mechanism_is_one_file_and_one_name(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "sim", tmp_path / "sim", ignore=shutil.ignore_patterns("__pycache__"))
+    own, name = (code for code in fenced("python") if code.startswith("# sim/"))
+    scenario = next(text for text in fenced("yaml") if text.startswith("# scenarios/nightly.yaml"))
+    assert len((own + name + scenario).splitlines()) < 40
+    registry = tmp_path / "sim" / "sharing" / "__init__.py"
+    before, after = registry.read_text().split("    @property\n", 1)
+    imports = "from sim.sharing.mergemem import Mergemem\n"
+    before = before.replace(imports, f"{imports}from sim.sharing.nightly import Nightly\n")
+    registry.write_text(f"{before}{name.split(chr(10), 1)[1]}\n    @property\n{after}")
+    (tmp_path / "sim" / "sharing" / "nightly.py").write_text(own)
+    (tmp_path / "nightly.yaml").write_text(scenario)
+
+    def overcommit(*arguments: str) -> str:
+        return run_child([sys.executable, "-m", "sim", *arguments], cwd=tmp_path)
+
+    assert "All memory compared once a night." in overcommit("list")
+    assert "Time of day; the run begins at midnight." in overcommit("schema")
+    assert "met  saved_bytes == 96MiB" in overcommit("run", "nightly.yaml", "--out", "results")
+
+
+def run_child(command: list[str], cwd: Path) -> str:
+    """Output of a command that ends well."""
+    environment = {**os.environ, "PYTHONPATH": str(cwd)}
+    return subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 def test_the_readmes_commands_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
