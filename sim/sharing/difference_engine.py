@@ -17,11 +17,10 @@ from sim.errors import At
 from sim.memory.image import UNIT_BYTES
 from sim.sharing.kernels import Kernel
 from sim.sharing.mechanism import InPasses
-from sim.sharing.xen import NOT_XEN, guest_faults, swap_faults
+from sim.sharing.xen import NOT_XEN, swap_faults
 from sim.units import SECOND, Bytes, Duration, Switch, format_bytes
 
 if TYPE_CHECKING:
-    from sim.memory.guest import Vm
     from sim.reclaim.compression import Algorithm
     from sim.reclaim.swap import Swap
     from sim.sharing.clock import Clock
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 class DifferenceEngine(InPasses):
     """How often pages are looked at, and what is done with them."""
 
+    system: ClassVar[str] = "Xen"
     refused: ClassVar[tuple[str, ...]] = NOT_XEN
     wants_similar: ClassVar[bool] = True
     packs: ClassVar[bool] = True
@@ -65,10 +65,6 @@ class DifferenceEngine(InPasses):
     def swap_faults(self, swap: Swap) -> Iterator[At]:
         """See `xen.swap_faults`."""
         yield from swap_faults(swap)
-
-    def guest_faults(self, vm: Vm) -> Iterator[At]:
-        """See `xen.guest_faults`."""
-        yield from guest_faults(vm)
 
     def following(self, began: int | None) -> int:
         """See `InPasses`."""

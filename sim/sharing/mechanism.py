@@ -30,6 +30,8 @@ SharesBetween = Literal["all", "tenants", "guests"]
 class Mechanism(Block):
     """A way for equal pages to become one frame, as a scenario describes it."""
 
+    system: ClassVar[str] = "Linux"
+    """What the host runs; guests of another system than Linux do without what only Linux has."""
     refused: ClassVar[tuple[str, ...]] = ()
     """Settings of a host that mean nothing beside this mechanism."""
 
@@ -52,7 +54,20 @@ class Mechanism(Block):
 
     def guest_faults(self, vm: Vm) -> Iterator[At]:
         """What the guest asks for that a host with this mechanism does not have."""
-        yield from ()
+        if self.system == "Linux":
+            return
+        if vm.kernel == "shared":
+            yield At("kernel", f"a guest of {self.system} has a kernel of its own", "remove it")
+        if vm.madvise:
+            yield At("madvise", f"{self.system} takes no advice from its guests", "remove it or choose Linux")
+        if vm.fork_of:
+            yield At("fork_of", f"{self.system} does not fork its guests", "give these guests an image of their own")
+        if vm.memory_limit is not None:
+            yield At("memory_limit", f"is a cgroup of Linux, which {self.system} does not have", "remove it")
+        if vm.balloon:
+            yield At("balloon", f"is filled by oVirt's MOM, which {self.system} does not have", "remove it")
+        if vm.free_page_reporting:
+            yield At("free_page_reporting", f"{self.system} takes no reports of free pages", "remove it")
 
 
 class Scans(Mechanism):

@@ -22,6 +22,7 @@ from sim.units import MINUTE, Duration
 class PageCombining(InPasses):
     """Which memory belongs to one Windows, and how often it is combined."""
 
+    system: ClassVar[str] = "Windows"
     refused: ClassVar[tuple[str, ...]] = ("ksmtuned", "mom")
 
     within: Literal["guest", "host"] = "guest"

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sim.errors import At
 from sim.sharing.mechanism import Source
-from sim.sharing.xen import NOT_XEN, guest_faults, swap_faults
+from sim.sharing.xen import NOT_XEN, swap_faults
 
 if TYPE_CHECKING:
-    from sim.memory.guest import Vm
     from sim.reclaim.swap import Swap
     from sim.sharing.source import AtRead
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 class Satori(Source):
     """Parts of images that are files (`file: true`) share frames when a guest reads them; nothing else does."""
 
+    system: ClassVar[str] = "Xen"
     refused: ClassVar[tuple[str, ...]] = NOT_XEN
     wants_files: ClassVar[bool] = True
     beside: ClassVar[tuple[str, ...]] = ("difference_engine", "xen")
@@ -37,7 +37,3 @@ class Satori(Source):
     def swap_faults(self, swap: Swap) -> Iterator[At]:
         """See `xen.swap_faults`."""
         yield from swap_faults(swap)
-
-    def guest_faults(self, vm: Vm) -> Iterator[At]:
-        """See `xen.guest_faults`."""
-        yield from guest_faults(vm)

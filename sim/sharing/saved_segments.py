@@ -46,6 +46,7 @@ class Segment(Block):
 class SavedSegments(Source):
     """What the administrator has defined and saved."""
 
+    system: ClassVar[str] = "z/VM"
     refused: ClassVar[tuple[str, ...]] = ("kernel", "hz", "thp", "hugetlbfs", "zswap", "commit", "ksmtuned", "mom")
 
     segments: Mapping[Name, Segment] = Field(min_length=1)
@@ -62,13 +63,8 @@ class SavedSegments(Source):
         return pool is not None and pool in self.segments and self.segments[pool].type == "SR"
 
     def guest_faults(self, vm: Vm) -> Iterator[At]:
-        """Writes to what is shared read-only, and what only Linux has."""
-        if vm.kernel == "shared":
-            yield At("kernel", "a guest of z/VM has a kernel of its own", "remove it")
-        if vm.fork_of:
-            yield At("fork_of", "z/VM does not fork its guests", "give these guests an image of their own")
-        if vm.memory_limit is not None:
-            yield At("memory_limit", "is a cgroup of Linux, which z/VM does not have", "remove it")
+        """See `Mechanism`; and writes to what is shared read-only."""
+        yield from super().guest_faults(vm)
         image = vm.content
         if not isinstance(image, Synthetic):
             return

@@ -121,6 +121,7 @@ _Percent = Annotated[int, Field(ge=0, le=99)]
 class Tps(Scans):
     """VMware's transparent page sharing, and how ESX reclaims memory."""
 
+    system: ClassVar[str] = "ESX"
     refused: ClassVar[tuple[str, ...]] = (
         "kernel", "hz", "thp", "hugetlbfs", "zswap", "watermarks", "balloon", "commit", "ksmtuned", "mom",
         "shares_between",
@@ -213,17 +214,8 @@ class Tps(Scans):
             yield At("device", "ESX has no zram", "write a disk, and MemZipEnable: 1 under tps")
 
     def guest_faults(self, vm: Vm) -> Iterator[At]:
-        """Linux' own ways with guests."""
-        if vm.madvise:
-            yield At("madvise", "ESX takes no advice from its guests", "remove it or choose a host with KSM")
-        if vm.fork_of:
-            yield At("fork_of", "ESX does not fork its guests", "give these guests an image of their own")
-        if vm.memory_limit is not None:
-            yield At("memory_limit", "is a cgroup of Linux, which ESX does not have", "remove it")
-        if vm.balloon:
-            yield At("balloon", "is filled by oVirt's MOM; ESX has a balloon of its own", "remove it")
-        if vm.free_page_reporting:
-            yield At("free_page_reporting", "ESX takes no reports of free pages", "remove it")
+        """See `Mechanism`; and a VM that is configured to be smaller than its least."""
+        yield from super().guest_faults(vm)
         if vm.name in self.guests and self.guests[vm.name].min > vm.memory:
             yield At("memory", f"is less than the min of {vm.name} in tps.guests", "make one of them fit the other")
 

@@ -33,23 +33,10 @@ def swap_faults(swap: Swap) -> Iterator[At]:
         yield At("device", "Xen has no zram", "write a disk, a file or a solid-state disk")
 
 
-def guest_faults(vm: Vm) -> Iterator[At]:
-    """Linux' own ways with guests."""
-    if vm.madvise:
-        yield At("madvise", "Xen takes no advice from its guests", "remove it or choose a host with KSM")
-    if vm.fork_of:
-        yield At("fork_of", "Xen does not fork its guests", "give these guests an image of their own")
-    if vm.memory_limit is not None:
-        yield At("memory_limit", "is a cgroup of Linux, which Xen does not have", "remove it")
-    if vm.balloon:
-        yield At("balloon", "is filled by oVirt's MOM", "remove it or choose a host with KSM")
-    if vm.free_page_reporting:
-        yield At("free_page_reporting", "Xen takes no reports of free pages", "remove it")
-
-
 class Xen(InPasses):
     """How often all memory is gone through, and what is compared."""
 
+    system: ClassVar[str] = "Xen"
     refused: ClassVar[tuple[str, ...]] = NOT_XEN
     splits: ClassVar[bool] = True
 
@@ -75,7 +62,3 @@ class Xen(InPasses):
     def swap_faults(self, swap: Swap) -> Iterator[At]:
         """See `swap_faults`."""
         yield from swap_faults(swap)
-
-    def guest_faults(self, vm: Vm) -> Iterator[At]:
-        """See `guest_faults`."""
-        yield from guest_faults(vm)
