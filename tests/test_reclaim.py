@@ -332,7 +332,7 @@ def test_a_guest_pays_for_what_becomes_of_its_pages():
     waits = {}
     for name, about in {"disk": {"device": SLOW}, "zram": {"zram": True}, "zswap": {"zswap": Pool(5000, 4000)}}.items():
         host = Squeezed(**NEVER_SHORT, page_cluster=0, look_ns=0, **about)
-        guest = host.start([*range(1, 100)] + [NEVER], limit=99)
+        guest = host.start([*range(1, 100), NEVER], limit=99)
         host.write(guest, 99, [500])
         waits[name] = host.counts["stalled_ns"], host.counts["pswpout"] + host.counts["zswpout"]
 
