@@ -75,7 +75,7 @@ class Squeezed:
         squeeze = Squeeze(
             watermarks=watermarks, swappiness=swappiness, page_cluster=page_cluster, slots=slots,
             device=device or (ZRAM if zram else DISK), look_ns=look_ns, compresses=zram,
-            zswap=zswap, zip_ns=ZIP_NS if zram or zswap else None,
+            zswap=zswap, zip_ns=ZIP_NS if (zram and not device) or zswap else None,
         )  # fmt: skip
         settings = Ksm.model_validate({"run": 0, "pages_to_scan": 200, **ksm}).completed(kernel(version))
         self.scanner = Scanner(

@@ -328,7 +328,7 @@ def test_a_page_that_is_still_being_written_comes_back_without_a_read():
 
 
 def test_a_guest_pays_for_what_becomes_of_its_pages():
-    """Guests of 100 pages with a limit of 99 write their pages in order, so that each fault takes a batch of 32."""
+    """Guests of 100 pages with a limit of 99 touch the last one, and wait for the reclaim of others."""
     waits = {}
     for name, about in {"disk": {"device": SLOW}, "zram": {"zram": True}, "zswap": {"zswap": Pool(5000, 4000)}}.items():
         host = Squeezed(**NEVER_SHORT, page_cluster=0, look_ns=0, **about)
@@ -336,9 +336,8 @@ def test_a_guest_pays_for_what_becomes_of_its_pages():
         host.write(guest, 99, [500])
         waits[name] = host.counts["stalled_ns"], host.counts["pswpout"] + host.counts["zswpout"]
 
-    out, zip_ns = 2000, 7000
-    assert waits["disk"] == (32 * (SLOW.cpu_out_ns + SLOW.submit_ns), 32)
-    assert waits["zram"] == waits["zswap"] == (32 * (out + zip_ns), 32)
+    each = {name: stalled / pages for name, (stalled, pages) in waits.items()}
+    assert each == {"disk": SLOW.cpu_out_ns + SLOW.submit_ns, "zram": 2000 + 7000, "zswap": 2000 + 7000}
 
 
 def test_how_long_a_page_takes_to_come_back_is_told():
@@ -351,7 +350,8 @@ def test_how_long_a_page_takes_to_come_back_is_told():
 
     usual = cpu_ns(load(DEFAULT), "lz4")[usual_packed("lz4"), 1] + load(DEFAULT).paging.page_in.ns
     assert result.summary["swap_in_s"] == pytest.approx(usual / SECOND, rel=0.1)
-    assert result.summary["compression_ratio"] == pytest.approx(2.2, rel=0.1)
+    last = result.samples.iloc[-1]
+    assert result.summary["compression_ratio"] == last["mem_compressed_bytes"] / last["mem_pool_bytes"] > 1.5
 
 
 def test_a_huge_page_leaves_as_a_whole_if_swap_has_room_and_is_split_if_not():
