@@ -249,7 +249,7 @@ def write_to_device(m: Memory, r: Pressure, now: int) -> None:
 
 @inlined
 def note_write(m: Memory, page: int, done: int) -> None:
-    """Remember until when a swapped page is being written, 0 if it is not, where its list had its links."""
+    """Remember until when (ns) a swapped page is being written, where its list had its links; 0 for not at all."""
     m.lru[page, NEXT] = done >> 31
     m.lru[page, PREVIOUS] = done & 0x7FFFFFFF
 
@@ -493,7 +493,6 @@ def evict_frame(m: Memory, r: Pressure, frame: int, now: int) -> None:
     else:
         pooled = write_out(m, r, page, now)
     swap_out_frame(m, frame, now, pooled)
-    note_write(m, page, 0)
     if pooled:
         queue_up(r, -(m.held[page] + 1) if m.place[page] & SHARED else page + 1)
 
