@@ -94,6 +94,7 @@ VMSTAT_COUNTERS: tuple[Column, ...] = (
     _vmstat("swap_ra_hit", "pages", "such pages that were then used, since the start"),
     _vmstat("thp_swpout", "count", "huge pages swapped out whole, since the start"),
     _vmstat("ksm_swpin_copy", "pages", "swapped KSM pages that had to be copied when they came back, since the start"),
+    Column("swpin_cached", "int64", "pages", "swapped pages that came back while they were written, since the start"),
     _vmstat("pgmajfault", "count", "page faults that had to bring a page back from swap, since the start"),
     _vmstat("pgscan", "pages", "pages that reclaim looked at, by kswapd and by guests, since the start"),
     _vmstat("pgsteal", "pages", "pages that reclaim took, since the start"),
@@ -360,7 +361,7 @@ HEADLINES: tuple[Metric, ...] = (
         "swap_in_s",
         "s",
         "how long a guest waits for a page to come back from swap",
-        "swpin_wait_ns / pgmajfault, each summed over hosts at the last sample",
+        "swpin_wait_ns / (pgmajfault - swpin_zero - ksm_swpin_copy), each summed over hosts at the last sample",
     ),
     Metric(
         "stall_percent",

@@ -69,6 +69,7 @@ def no_pressure(guests: int) -> Pressure:
         channel=np.zeros(1, np.int64),
         back=np.zeros((1, 2), np.int64),
         queue=np.zeros(0, np.int32),
+        zip_ns=np.zeros((256, 2), np.int64),
         load=np.zeros(guests),
         until=np.zeros(guests, np.int64),
     )

@@ -26,8 +26,9 @@ from sim.sharing.scanner import Scanner
 from sim.units import MICROSECOND, MILLISECOND, SECOND
 
 DISK = DeviceTimes(
-    100 * MICROSECOND, 50 * MICROSECOND, 2 * MICROSECOND, 2, 1 * MICROSECOND, 2 * MICROSECOND, 3 * MICROSECOND
-)
+    read_ns=100 * MICROSECOND, write_ns=50 * MICROSECOND, ns_per_page=2 * MICROSECOND, channels=2,
+    cpu_in_ns=1 * MICROSECOND, cpu_out_ns=2 * MICROSECOND, drop_ns=1 * MICROSECOND, submit_ns=3 * MICROSECOND,
+)  # fmt: skip
 ZRAM = DeviceTimes(0, 0, 0, 1, 1 * MICROSECOND, 2 * MICROSECOND)
 ZIP_NS = np.full((AS_IS + 1, 2), [7 * MICROSECOND, 4 * MICROSECOND])
 WATERMARKS = 4, 8, 12
@@ -74,7 +75,7 @@ class Squeezed:
         squeeze = Squeeze(
             watermarks=watermarks, swappiness=swappiness, page_cluster=page_cluster, slots=slots,
             device=device or (ZRAM if zram else DISK), look_ns=look_ns, compresses=zram,
-            zswap=zswap, zip_ns=ZIP_NS if zram or zswap else None,
+            zswap=zswap, zip_ns=ZIP_NS if (zram and not device) or zswap else None,
         )  # fmt: skip
         settings = Ksm.model_validate({"run": 0, "pages_to_scan": 200, **ksm}).completed(kernel(version))
         self.scanner = Scanner(

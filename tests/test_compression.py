@@ -12,10 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.columns import PAGE_BYTES
+from sim.cost import prices
 from sim.errors import UserError
 from sim.memory.image import Synthetic, load_capture
 from sim.memory.pages import POOL, pool_add, pool_remove
-from sim.reclaim.compression import AS_IS, Sizes, lz4_sizes, packed_sizes, pool_bytes, zsmalloc_classes
+from sim.reclaim.compression import (
+    AS_IS,
+    Sizes,
+    cpu_ns,
+    lz4_sizes,
+    packed_sizes,
+    pool_bytes,
+    usual_packed,
+    zsmalloc_classes,
+)
 from tests.machine import empty_memory
 
 ALGORITHMS: Any = ("lz4", "lzo", "lzo-rle", "zstd")
@@ -150,3 +160,47 @@ def test_a_pool_that_pages_come_to_and_leave_is_as_large_as_what_it_holds_needs(
     for size in held:
         pool_remove(m, size)
     assert m.counts[POOL] == 0
+
+
+def test_compressing_costs_by_what_a_page_becomes() -> None:
+    priced = prices.load(prices.DEFAULT)
+
+    for algorithm in ALGORITHMS:
+        times = cpu_ns(priced, algorithm)
+        assert np.all(np.diff(times[2:AS_IS], axis=0) >= 0)
+        assert times[0].tolist() == [0, 0]
+        work = priced.zram[algorithm]
+        assert times[AS_IS].tolist() == [round(work.compress.ns), round(work.decompress.ns)]
+        mean = times[usual_packed(algorithm)]
+        assert mean == pytest.approx(work.ns(16 * usual_packed(algorithm) - 15.5), abs=1)
+
+
+def test_a_set_without_prices_of_bytes_prices_all_pages_alike() -> None:
+    priced = prices.load(prices.DEFAULT)
+    flat = priced.zram["lz4"].model_copy(update={"compress_byte": None, "decompress_byte": None})
+
+    times = cpu_ns(priced.model_copy(update={"zram": {"lz4": flat}}), "lz4")
+
+    assert len(np.unique(times[1:], axis=0)) == 1
+
+
+def test_the_faster_algorithm_packs_looser_on_captured_guests_as_published() -> None:
+    # Zram Performance Analysis, Linux Reviews: see scenarios/published/zram-algorithms.yaml.
+    sizes = load_capture(IMAGES / "pg-a.npz").lz4_bytes
+    sizes = sizes[sizes > 0]
+    priced = prices.load(prices.DEFAULT)
+    packed = {algorithm: packed_sizes(sizes, algorithm) for algorithm in (*ALGORITHMS, "lz4hc", "842")}
+
+    ratio = {algorithm: len(sizes) * PAGE_BYTES / pool_bytes(each) for algorithm, each in packed.items()}
+    back = {algorithm: cpu_ns(priced, algorithm)[each, 1].mean() for algorithm, each in packed.items()}
+
+    assert sorted(ratio, key=ratio.__getitem__) == ["842", "lz4", "lzo-rle", "lzo", "lz4hc", "zstd"]
+    assert back["lz4"] < min(back["lzo"], back["lzo-rle"]) < back["zstd"]
+
+
+def test_what_only_copies_saves_nothing() -> None:
+    sizes = np.arange(0, 4097, 16)
+
+    packed = packed_sizes(sizes, "copy")
+
+    assert pool_bytes(packed) == len(sizes) * PAGE_BYTES

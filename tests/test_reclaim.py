@@ -8,8 +8,10 @@ from one_host import equal, guest, part, run, scenario, size
 from squeezed import FRESH, LOOP, READ, WRITTEN, Speeds, Squeezed, on_lists
 from two_lists import TwoLists
 
+from sim.cost.prices import DEFAULT, load
 from sim.memory import pages as memory
 from sim.memory.pages import BLOCK, NEVER
+from sim.reclaim.compression import cpu_ns, usual_packed
 from sim.reclaim.swap import DeviceTimes
 from sim.reclaim.zswap import Pool
 from sim.run import run as simulate
@@ -298,6 +300,58 @@ def test_a_disk_keeps_a_copy_until_the_page_is_written_and_zram_keeps_none():
 
     assert counts[False]["pswpout"] == 200
     assert counts[True]["pswpout"] > counts[True]["pswpin"] > 1000
+
+
+SLOW = DeviceTimes(
+    read_ns=MILLISECOND, write_ns=SECOND, ns_per_page=0, channels=1, cpu_in_ns=1000, cpu_out_ns=2000, drop_ns=500,
+    submit_ns=3000,
+)  # fmt: skip
+
+
+def test_a_page_that_is_still_being_written_comes_back_without_a_read():
+    host = Squeezed(**NEVER_SHORT, device=SLOW, page_cluster=0)
+    guest = host.start([*range(1, 101)], limit=60)
+    first, second, *_ = host.swapped(guest)
+    on_their_way = host.counts["mem_writeback_bytes"]
+
+    host.write(guest, first, [500])
+    host.check()
+    during = host.counts
+    host.pass_time(5 * SECOND)
+    host.write(guest, second, [501])
+    host.check()
+    after = host.counts
+
+    assert (during["swpin_cached"], during["pswpin"], during["pgmajfault"]) == (1, 0, 0)
+    assert during["mem_writeback_bytes"] < on_their_way + 32 * 4096
+    assert (after["swpin_cached"], after["pswpin"], after["pgmajfault"]) == (1, 1, 1)
+
+
+def test_a_guest_pays_for_what_becomes_of_its_pages():
+    """Guests of 100 pages with a limit of 99 touch the last one, and wait for the reclaim of others."""
+    waits = {}
+    for name, about in {"disk": {"device": SLOW}, "zram": {"zram": True}, "zswap": {"zswap": Pool(5000, 4000)}}.items():
+        host = Squeezed(**NEVER_SHORT, page_cluster=0, look_ns=0, **about)
+        guest = host.start([*range(1, 100), NEVER], limit=99)
+        host.write(guest, 99, [500])
+        waits[name] = host.counts["stalled_ns"], host.counts["pswpout"] + host.counts["zswpout"]
+
+    each = {name: stalled / pages for name, (stalled, pages) in waits.items()}
+    assert each == {"disk": SLOW.cpu_out_ns + SLOW.submit_ns, "zram": 2000 + 7000, "zswap": 2000 + 7000}
+
+
+def test_how_long_a_page_takes_to_come_back_is_told():
+    result = run(
+        guest("reader", part("all", 4000, reads={"rate": "2/s"}), pages=4000, memory_limit=size(2000)),
+        duration="5s",
+        ksm={"run": 0},
+        swap={"device": "zram", "size": "64MiB", "algorithm": "lz4"},
+    )
+
+    usual = cpu_ns(load(DEFAULT), "lz4")[usual_packed("lz4"), 1] + load(DEFAULT).paging.page_in.ns
+    assert result.summary["swap_in_s"] == pytest.approx(usual / SECOND, rel=0.1)
+    last = result.samples.iloc[-1]
+    assert result.summary["compression_ratio"] == last["mem_compressed_bytes"] / last["mem_pool_bytes"] > 1.5
 
 
 def test_a_huge_page_leaves_as_a_whole_if_swap_has_room_and_is_split_if_not():

@@ -131,6 +131,8 @@ class SwapDevice(Block):
     """Fault on a page that was swapped out, readahead included."""
     swap_out: Price
     """4 KiB that a guest pushes out by touching more than its limit."""
+    drop: Price | None = None
+    """CPU time of taking a page from a process that the file has unchanged; the bundled default's unless given."""
 
 
 class Paging(Block):
@@ -378,6 +380,13 @@ def submission(prices: Prices) -> float:
 def write(prices: Prices) -> Price:
     """What a write to a page that is not shared takes, by this set, or else by the bundled default."""
     found = prices.write or load(DEFAULT).write
+    assert found is not None  # the bundled default has it
+    return found
+
+
+def drop(prices: Prices) -> Price:
+    """What taking an unchanged page costs that swap still has, by this set, or else by the bundled default."""
+    found = swap_device(prices).drop or swap_device(load(DEFAULT)).drop
     assert found is not None  # the bundled default has it
     return found
 

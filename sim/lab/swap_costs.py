@@ -47,6 +47,8 @@ _MADV_PAGEOUT: Final = 21
 """linux/mman.h, 5.4 and later."""
 _PAGED: Final = 8 * MIB
 _PAGED_ROUNDS: Final = 15
+_WRITING: Final = 0.3
+"""Time (s) in which a swap file has surely been written."""
 
 
 def algorithms() -> list[str]:
@@ -137,16 +139,11 @@ def paging() -> Paging:
 
 
 def _paged() -> tuple[float, float]:
-    """CPU times (ns) of one page out and of one page in; pages of zeros would not even reach zram."""
-    with mmap.mmap(-1, _PAGED, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
-        area.madvise(mmap.MADV_NOHUGEPAGE)
+    """CPU times (ns) of one page out and of one page in."""
+    with _written_area() as area:
         words = np.frombuffer(area, np.uint64).reshape(-1, PAGE // 8)
-        words[:] = np.arange(1, len(words) + 1, dtype=np.uint64)[:, np.newaxis]
         faults, start = _major_faults(), time.thread_time_ns()
-        try:
-            area.madvise(_MADV_PAGEOUT)
-        except OSError as error:
-            raise MachineError(f"this kernel has no MADV_PAGEOUT: {error.strerror}") from None
+        _page_out(area)
         gone = time.thread_time_ns()
         int(words[np.random.default_rng(1).permutation(len(words)), 0].sum())
         back = time.thread_time_ns()
@@ -157,19 +154,61 @@ def _paged() -> tuple[float, float]:
     return (gone - start) / pages, (back - gone) / faults
 
 
+def _dropped() -> float:
+    """CPU time (ns) of one page out that came back from the swap file and was not written since."""
+    with _written_area() as area:
+        _page_out(area)
+        time.sleep(_WRITING)
+        _page_out(area)  # what was on its way the first time
+        words = np.frombuffer(area, np.uint64).reshape(-1, PAGE // 8)
+        int(words[:, 0].sum())
+        pages, written = len(words), vm_events("pswpout")["pswpout"]
+        del words
+        before = time.thread_time_ns()
+        _page_out(area)
+        spent, written = time.thread_time_ns() - before, vm_events("pswpout")["pswpout"] - written
+    if written > 0.1 * pages:
+        raise MachineError(f"{written} of {pages} unchanged pages were written again: this machine swaps elsewhere")
+    return spent / pages
+
+
+@contextlib.contextmanager
+def _written_area() -> Iterator[mmap.mmap]:
+    """Memory in which each page has a word of its own; pages of zeros would not even reach zram."""
+    with mmap.mmap(-1, _PAGED, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        area.madvise(mmap.MADV_NOHUGEPAGE)
+        words = np.frombuffer(area, np.uint64).reshape(-1, PAGE // 8)
+        words[:] = np.arange(1, len(words) + 1, dtype=np.uint64)[:, np.newaxis]
+        del words
+        yield area
+
+
+def _page_out(area: mmap.mmap) -> None:
+    try:
+        area.madvise(_MADV_PAGEOUT)
+    except OSError as error:
+        raise MachineError(f"this kernel has no MADV_PAGEOUT: {error.strerror}") from None
+
+
 def swap(ksm: Ksm) -> SwapDevice:
     """A swap file: written and read directly, then swapped to by a process that touches more than it may hold."""
     with swap_file(_FILE_BYTES, ksm.token) as file:
         reads, writes = _file_times(file)
-        with swapped_to(str(file)), limited_group(ksm.token, _LIMIT) as group:
-            swap_outs, swap_ins = _thrashed(group, ksm.token)
+        with swapped_to(str(file)):
+            drops = [_dropped() for _ in range(_PAGED_ROUNDS)]
+            with limited_group(ksm.token, _LIMIT) as group:
+                swap_outs, swap_ins = _thrashed(group, ksm.token)
     source = f"measured: a file on the disk of {SWAP_FOLDER}, past the page cache, median"
     faults = f"measured: a process of {about_bytes(_GUEST_BYTES)} with a limit of {about_bytes(_LIMIT)}, median"
+    again = (
+        f"measured: {about_bytes(_PAGED)} that came back from a swap file unchanged, median of {_PAGED_ROUNDS} times"
+    )
     return SwapDevice(
         read=typical(reads, source),
         write=typical(writes, source),
         swap_in=typical(swap_ins, faults),
         swap_out=typical(swap_outs, faults),
+        drop=typical(drops, again),
     )
 
 

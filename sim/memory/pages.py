@@ -105,7 +105,8 @@ class Memory(NamedTuple):
     held: Int32  # (pages,) content of a private page, frame number of a shared one
     lru: Int32  # (pages, LRU_COLUMNS), empty without LRU: NEXT and PREVIOUS entry of its list (page + 1, or
     #             -(frame + 1), 0 none), of a page that maps a shared frame page + 1 of the frame's other mappers in a
-    #             ring; STAMP when it was last looked at, of a swapped page the AGE of its guest when that happened
+    #             ring; STAMP when it was last looked at, of a swapped page the AGE of its guest when that happened, and
+    #             in NEXT and PREVIOUS until when it is being written (see `note_write` in reclaim/pressure.py)
     seen: UInt8  # (pages,), empty without LRU: bits ACTIVE_LIST REFERENCED YOUNG WORKINGSET READ_AHEAD POOLED
     packed: UInt8  # (pages,), empty where nothing is compressed: size in units of 16 bytes, see reclaim/compression.py
     zspage: Int64  # (256, ZSPAGE_COLUMNS): for each `packed` its class, OBJECTS and PAGES of a zspage, and the WEIGHT
@@ -702,6 +703,7 @@ def unmap_to_swap(m: Memory, page: int, now: int) -> None:
     m.counts[SWAPPED_PAGES] += 1
     m.guest[guest, OUT] += 1
     m.block[page // BLOCK, DIRTY] = 1
+    m.lru[page, NEXT] = m.lru[page, PREVIOUS] = 0
     m.lru[page, STAMP] = m.guest[guest, AGE]
     note_gone(m, page, page + 1)
     plan_read(m, page, now)

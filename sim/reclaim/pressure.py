@@ -177,15 +177,16 @@ READ_NS, WRITE_NS, PAGE_NS, SYNCHRONOUS, PIPE, BACK_FIRST, BACK_COUNT = range(8,
 # and what it in all has done, and how often in vain, ...
 AWAKE, GOES_ON, PRIORITY, AT_GUEST, ROUND_SCANNED, ROUND_STOLEN, STOLEN, FAILURES = range(15, 23)
 # ... zswap: the largest pool and what it must come down to before it takes pages again (pages; 0: no zswap), whether it
-# refuses them now, and the ring of what it has; and the host time (ns) at which the page that was given to the device
-# last will be written, the CPU time of giving it one, and the latest time up to which writes have ended, ...
-POOL_MOST, POOL_AGAIN, POOL_FULL, OLDEST, QUEUED, WRITTEN, SUBMIT_NS, ENDED = range(28, 36)
+# refuses them now, and the ring of what it has; and of the device: the host time (ns) at which the page that was given
+# to it last will be written, the CPU time of giving it one, the host time up to which writes have ended, and the CPU
+# time of taking a page from its guest that it still has, ...
+POOL_MOST, POOL_AGAIN, POOL_FULL, OLDEST, QUEUED, WRITTEN, SUBMIT_NS, ENDED, DROP_NS = range(28, 37)
 # ... what a page costs that is kept as the difference from another (ns), ...
-PATCH_IN_NS = 36
+PATCH_IN_NS = 37
 # ... and the access under way: how long it waits, how much of that is pressure, who reclaims next; and the host time
 # (ns) up to which pressure is counted, and until which somebody is known to wait.
 WAIT, PRESSURE_NS, DIRECT_GUEST, COUNTED, SOME_UNTIL = range(23, 28)
-NUMBERS = 37
+NUMBERS = 38
 
 
 class Pressure(NamedTuple):
@@ -248,7 +249,7 @@ def write_to_device(m: Memory, r: Pressure, now: int) -> None:
 
 @inlined
 def note_write(m: Memory, page: int, done: int) -> None:
-    """Remember until when a swapped page is being written, 0 if it is not, where its list had its links."""
+    """Remember until when (ns) a swapped page is being written, where its list had its links; 0 for not at all."""
     m.lru[page, NEXT] = done >> 31
     m.lru[page, PREVIOUS] = done & 0x7FFFFFFF
 
@@ -447,6 +448,7 @@ def evict_page(m: Memory, r: Pressure, page: int, now: int) -> None:
     """Swap a page of its own frame out, and write it unless swap has it."""
     active = activity_time(m, m.block[page // BLOCK, GUEST], now)
     look_at(m, page, active - age_of(m.lru[page, STAMP], active))
+    r.n[WAIT] += r.n[DROP_NS] if m.place[page] & SLOT else r.n[OUT_NS]
     pooled, done = False, 0
     if m.held[page] == 0:
         m.counts[SWPOUT_ZERO] += not m.place[page] & SLOT
@@ -491,7 +493,6 @@ def evict_frame(m: Memory, r: Pressure, frame: int, now: int) -> None:
     else:
         pooled = write_out(m, r, page, now)
     swap_out_frame(m, frame, now, pooled)
-    note_write(m, page, 0)
     if pooled:
         queue_up(r, -(m.held[page] + 1) if m.place[page] & SHARED else page + 1)
 
@@ -526,7 +527,6 @@ def evict(m: Memory, r: Pressure, entry: int, now: int) -> bool:
         return True
     if (slots_left(m) < 1 and not m.place[page] & SLOT) or not has_room(m, 2) or not fits_in_zram(m, r, page):
         return False
-    r.n[WAIT] += r.n[OUT_NS]
     evict_page(m, r, page, now)
     return True
 

@@ -9,7 +9,7 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from sim.columns import PAGE_BYTES
-from sim.cost.prices import Prices, paging, submission, swap_device
+from sim.cost.prices import Prices, drop, paging, submission, swap_device
 from sim.errors import At, Several
 from sim.reclaim.compression import Algorithm
 from sim.units import MICROSECOND, SECOND, Block, Bytes, Duration
@@ -38,6 +38,8 @@ class DeviceTimes:
     """CPU time of bringing one page back: the fault, without decompression."""
     cpu_out_ns: int
     """CPU time of one page out: taking it from the guest, without compression."""
+    drop_ns: int = 0
+    """CPU time of one page out that is still there unchanged."""
     submit_ns: int = 0
     """Time of handing one page to the device: of CPU, and of waiting for those before it."""
 
@@ -124,6 +126,7 @@ class Swap(Block):
             channels=self.channels or device.channels,
             cpu_in_ns=cpu_in,
             cpu_out_ns=cpu_out,
+            drop_ns=round(drop(prices).ns),
             submit_ns=round(submission(prices)),
         )
 

@@ -115,12 +115,17 @@ def _speed(samples: pd.DataFrame) -> Summary:
 
 def _end(samples: pd.DataFrame) -> Summary:
     last = samples.groupby("host").last()
+
+    def total(name: str) -> float:
+        return float(last[name].sum(skipna=False))
+
+    faults = total("pgmajfault") - total("swpin_zero") - total("ksm_swpin_copy")
     names = ["full_scans", "general_profit", "oom_kills", "guests_running"]
     names += [metric.name for metric in COUNTER_METRICS]
-    waited, faults = (float(last[name].sum(skipna=False)) for name in ("swpin_wait_ns", "pgmajfault"))
+    swap_in = {"swap_in_s": _ratio(total("swpin_wait_ns") / 1e9, faults)}
     sums: Summary = {name: _whole(last[name].sum(skipna=False)) for name in names}
     slowest: Summary = {name: _whole(last[name].max(skipna=False)) for name in _LATENCIES}
-    return {"swap_in_s": _ratio(waited / 1e9, faults)} | sums | slowest
+    return swap_in | sums | slowest
 
 
 def _scan_times(scans: pd.DataFrame) -> Summary:

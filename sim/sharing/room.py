@@ -62,6 +62,7 @@ _SWAP_COUNTERS: Final = {
     "psi_some_ns": memory.PSI_SOME,
     "psi_full_ns": memory.PSI_FULL,
     "stalled_ns": memory.STALLED_NS,
+    "swpin_cached": memory.SWPIN_CACHED,
     "swpin_wait_ns": memory.SWPIN_WAIT_NS,
 }
 
@@ -222,6 +223,7 @@ class Room:
             r.n[pressure.PAGE_NS] = device.ns_per_page
             r.n[pressure.IN_NS] = device.cpu_in_ns
             r.n[pressure.OUT_NS] = device.cpu_out_ns
+            r.n[pressure.DROP_NS] = device.drop_ns
             r.n[pressure.SUBMIT_NS] = device.submit_ns
         return r
 
