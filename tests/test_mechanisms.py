@@ -90,9 +90,9 @@ class Fleet:
         host = host_with(name, between, memory=size(frames))
         vms = fleet(0.3e9 / a_while(name))
         forked = [*vms, {"name": "fork", "memory": vms[0]["memory"], "fork_of": "a", "count": 2}]
-        for extra in ({"swap": swap} if swap else {}, {"watermarks": {"min_free_kbytes": 16}} if swap else {},
-                      {"thp": {"enabled": "always"}} if thp else {}):  # fmt: skip
-            host = {**host, **extra} if possible(*vms, **host, **extra) else host
+        wanted = [{"watermarks": {"min_free_kbytes": 16}}, {"swap": SWAPS[1]}, {"swap": swap}] if swap else []
+        for extra in [*wanted, {"thp": {"enabled": "always"}}] if thp else wanted:
+            host = {**host, **extra} if possible(*vms, **{**host, **extra}) else host
         self.takes_pages_back = possible({**vms[0], "free_page_reporting": True}, **host)
         vms = forked if possible(*forked, **host) else vms
         asked = scenario(*vms, duration="100d", **host)
