@@ -249,12 +249,13 @@ def recount(room: Room, running: list[int]) -> None:
     assert not np.any(zero & ~(present & ~shared))
     assert not np.any(slot & ~own)
 
-    maps = Counter(m.held[present & shared].tolist())
+    maps, pins = Counter(m.held[present & shared].tolist()), pinned(room)
+    alive = maps.keys() | pins
     waits = Counter(m.held[swapped & shared].tolist())
     for frame in range(int(m.counts[memory.FRAME_HIGH])):
         kind, mapped = m.frame[frame, memory.KIND], m.frame[frame, memory.MAPS]
         if kind:
-            assert mapped == (waits if kind == memory.SWAP_ENTRY else maps)[frame]
+            assert mapped == (waits if kind == memory.SWAP_ENTRY else maps)[frame] + (frame in pins)
             assert mapped or kind not in (memory.ANON, memory.SWAP_ENTRY)
     assert all(m.frame[frame, memory.KIND] == memory.SWAP_ENTRY for frame in waits)
     assert all(m.frame[frame, memory.KIND] not in (0, memory.SWAP_ENTRY) for frame in maps)
@@ -264,7 +265,7 @@ def recount(room: Room, running: list[int]) -> None:
     slots = np.count_nonzero(swapped & ~shared) + len(waits) + np.count_nonzero(slot)
     counted = {
         memory.PRIVATE: np.count_nonzero(own),
-        memory.FRAMES: len(maps),
+        memory.FRAMES: len(alive),
         memory.TOUCHED: np.count_nonzero(present),
         memory.SHARERS: np.count_nonzero(present & shared),
         memory.KSM_ZERO: np.count_nonzero(zero),
@@ -279,12 +280,19 @@ def recount(room: Room, running: list[int]) -> None:
         assert m.guest[guest, memory.OUT] == np.count_nonzero(swapped[room.pages_of(guest)])
     check_due(m)
     if m.counts[memory.LRU]:
-        assert slots <= m.counts[memory.SWAP_SLOTS]
+        pooled = m.counts[memory.POOLED_PAGES] if m.counts[memory.POOL_HAS_NO_SLOTS] else 0
+        assert slots - pooled <= m.counts[memory.SWAP_SLOTS]
         check_pool(m, np.flatnonzero(swapped & ~shared), list(waits))
-        check_lists(room, running, own, maps)
+        check_lists(room, running, own, {frame: maps[frame] for frame in alive}, pins)
 
 
-def check_lists(room: Room, running: list[int], own: Any, maps: Mapping[int, int]) -> None:
+def pinned(room: Room) -> set[int]:
+    """Frames that stay because pages kept as differences are built from them."""
+    small = getattr(room, "s", None)
+    return set(np.flatnonzero(small.pins > 0).tolist()) if small else set()
+
+
+def check_lists(room: Room, running: list[int], own: Any, maps: Mapping[int, int], pins: set[int]) -> None:
     """Every page of a guest's own and every shared frame that it is charged is on one of its lists."""
     m = room.m
     present, shared = m.place & memory.PRESENT != 0, m.place & memory.SHARED != 0
@@ -293,7 +301,9 @@ def check_lists(room: Room, running: list[int], own: Any, maps: Mapping[int, int
         owned = [frame for frame in maps if m.frame_lru[frame, memory.OWNER] == guest]
         assert m.guest[guest, memory.CHARGED] == np.count_nonzero(own[pages]) + len(owned)
         expected = {page + 1 for page in range(pages.start, pages.stop) if own[page] and not in_tail(m, page)}
-        assert set(on_lists(m, guest)) == expected | {-(frame + 1) for frame in owned if not stays(m, frame)}
+        assert set(on_lists(m, guest)) == expected | {
+            -(frame + 1) for frame in owned if not (stays(m, frame) or frame in pins)
+        }
     assert sum(m.guest[guest, memory.CHARGED] for guest in running) == m.guest[:, memory.CHARGED].sum()
     for frame, mappers in maps.items():
         assert m.frame_lru[frame, memory.OWNER] in running
@@ -318,7 +328,9 @@ def check_pool(m: memory.Memory, alone: Any, waits: list[int]) -> None:
     packed += [int(m.frame_lru[entry, memory.STAMP]) for entry in waits
                if m.frame_lru[entry, memory.SEEN] & memory.POOLED]  # fmt: skip
     assert m.counts[memory.POOLED_PAGES] == len(packed)
-    stored = Counter(int(m.zspage[each, 0]) for each in packed)
+    stored: Counter[int] = Counter()
+    for each in packed:
+        stored[int(m.zspage[each, 0])] += int(m.zspage[each, memory.WEIGHT])
     sizes = {int(m.zspage[each, 0]): m.zspage[each] for each in packed}
     pages = sum(-(-count // sizes[kind][memory.OBJECTS]) * sizes[kind][memory.ZSPAGE_PAGES]
                 for kind, count in stored.items())  # fmt: skip

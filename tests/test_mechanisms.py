@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_host import end, guest, part, run, scenario, size
-from squeezed import recount
+from squeezed import pinned, recount
 
 from sim.errors import UserError
 from sim.host import Machine, _Rows
@@ -24,6 +24,9 @@ QUICK: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "tps": ({"ShareScanTime": 10}, "10min"),
     "page_combining": ({"within": "host", "every": "1min"}, "2min"),
     "mergemem": ({"every": "1min"}, "2min"),
+    "difference_engine": ({}, "1min"),
+    "pfcache": ({}, "10s"),
+    "saved_segments": ({"segments": {"boot": {}}}, "1s"),
 }
 """Settings with which a mechanism shares soon, and how long that takes it; its defaults and an hour unless given."""
 
@@ -63,10 +66,11 @@ def image(own: int, rate: float) -> list[Mapping[str, Any]]:
     busy = [part(name, 12, pool="os", writes=accesses | {"leaves": leaves}, reads=accesses)
             for name, leaves in WRITERS.items()]  # fmt: skip
     return [
+        part("boot", 40, pool="boot", file=True),
         part("common", 60, pool="os"),
         part("zeros", 20, zero=True),
         part("pairs", 20, duplicates=2),
-        part("own", own),
+        part("own", own, similar={"pages": 4, "patch": "1KiB"}),
         *busy,
         part("later", 20, untouched=True),
     ]
@@ -75,7 +79,7 @@ def image(own: int, rate: float) -> list[Mapping[str, Any]]:
 def fleet(rate: float) -> list[Mapping[str, Any]]:
     """Guests of two tenants and of none; some are large enough for huge pages."""
     kinds = (("a", 2, "x", 20), ("b", 1, "x", BLOCK), ("c", 2, "y", 20), ("d", 1, None, BLOCK + 50))
-    return [guest(name, *image(own, rate), pages=own + 156, count=count, **({"tenant": tenant} if tenant else {}))
+    return [guest(name, *image(own, rate), pages=own + 196, count=count, **({"tenant": tenant} if tenant else {}))
             for name, count, tenant, own in kinds]  # fmt: skip
 
 
@@ -86,9 +90,9 @@ class Fleet:
         host = host_with(name, between, memory=size(frames))
         vms = fleet(0.3e9 / a_while(name))
         forked = [*vms, {"name": "fork", "memory": vms[0]["memory"], "fork_of": "a", "count": 2}]
-        for extra in ({"swap": swap} if swap else {}, {"watermarks": {"min_free_kbytes": 16}} if swap else {},
-                      {"thp": {"enabled": "always"}} if thp else {}):  # fmt: skip
-            host = {**host, **extra} if possible(*vms, **host, **extra) else host
+        wanted = [{"watermarks": {"min_free_kbytes": 16}}, {"swap": SWAPS[1]}, {"swap": swap}] if swap else []
+        for extra in [*wanted, {"thp": {"enabled": "always"}}] if thp else wanted:
+            host = {**host, **extra} if possible(*vms, **{**host, **extra}) else host
         self.takes_pages_back = possible({**vms[0], "free_page_reporting": True}, **host)
         vms = forked if possible(*forked, **host) else vms
         asked = scenario(*vms, duration="100d", **host)
@@ -186,6 +190,9 @@ class Fleet:
         until = self.now + max(time, 1)
         self.machine._advance(until)
         self.machine.env.run(until=until)
+        for source in self.room.sources:
+            if source.every:
+                source.act(until)
 
     # --- laws -----------------------------------------------------------------------------------------------------
 
@@ -220,7 +227,7 @@ class Fleet:
         """The table says how many frames are saved, and how many there are."""
         m, row = self.room.m, self.row()
         shared = m.place & (memory.PRESENT | memory.SHARED) == memory.PRESENT | memory.SHARED
-        mappers, frames = np.count_nonzero(shared), len(set(m.held[shared].tolist()))
+        mappers, frames = np.count_nonzero(shared), len(set(m.held[shared].tolist()) | pinned(self.room))
         zeros = np.count_nonzero(m.place & memory.ZERO)
         assert row["saved_bytes"] == (mappers - frames + zeros) * PAGE_BYTES
         assert row["mem_shared_bytes"] == frames * PAGE_BYTES
@@ -321,8 +328,8 @@ def test_a_run_has_the_same_bits_twice_and_whatever_the_sampling_interval(name, 
 
 def still(name: str, count: int, **tenant: str) -> Mapping[str, Any]:
     """A guest at rest."""
-    parts = [part("common", 100, pool="os"), part("zeros", 30, zero=True), part("pairs", 40, duplicates=2),
-             part("own", 30)]  # fmt: skip
+    parts = [part("boot", 50, pool="boot", file=True), part("common", 50, pool="os"), part("zeros", 30, zero=True),
+             part("pairs", 40, duplicates=2), part("own", 30, similar={"pages": 3, "patch": "1KiB"})]  # fmt: skip
     return guest(name, *parts, pages=200, count=count, **tenant)
 
 
