@@ -71,7 +71,7 @@ class MixedPages(Block):
     """
 
     every: Duration = Field(default=10 * SECOND, gt=0)
-    """How often huge pages are judged."""
+    """How often huge pages are judged; none is split before the first time."""
     cold_below: Rate = 1.0
     """A huge page with fewer accesses is cold; ksmd splits no other, and khugepaged makes no other small pages huge."""
     repeated: Share = 0.125

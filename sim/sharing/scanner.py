@@ -120,6 +120,9 @@ class Scanner(Room):
         """See `Room`; the node of NUMA says which trees the guest's pages go to."""
         super().add(guest, pages, vm=vm, key=key, now=now, level=level, node=node, thp=thp)
         self.k.slot[guest, ksmd.DIFFERS_AT] = vm.differs_at
+        if self._settings.mixed_pages:
+            span = self.pages_of(guest)
+            self.m.block[span.start // BLOCK : -(-span.stop // BLOCK), memory.TEMPER] = memory.COLD
         self.k.slot[guest, ksmd.TREE] = node % self._trees * self._contents
 
     def fill(self, guest: int, contents: Int32, now: int) -> None:

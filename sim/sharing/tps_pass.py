@@ -272,9 +272,10 @@ def visit(m: Memory, t: Tps, page: int, now: int) -> None:
         return
     spend(t, W_VISIT, 1)
     spend(t, W_CHECKSUM, 1)
-    t.guest[m.block[page // BLOCK, GUEST], SEEN] += 1
+    guest = m.block[page // BLOCK, GUEST]
     content = content_now(m, page, now)
     if content < 0:
+        t.guest[guest, SEEN] += 1
         if t.hint[page] != _UNIQUE:
             drop_hint(t, page)
             t.hint[page] = _UNIQUE
@@ -284,8 +285,9 @@ def visit(m: Memory, t: Tps, page: int, now: int) -> None:
     name = key_of(m, t, page, content)
     entry = find(t, name)
     value = t.entry[entry - 1, VALUE] if entry > 0 else 0
-    if value != 0 and value != page + 1:
-        t.guest[m.block[page // BLOCK, GUEST], EQUAL] += 1
+    if value != page + 1:  # the page's own hint says nothing about others
+        t.guest[guest, SEEN] += 1
+        t.guest[guest, EQUAL] += value != 0
     if value < 0:
         frame = -value - 1
         if m.frame[frame, MAPS] == 0:
