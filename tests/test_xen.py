@@ -78,6 +78,12 @@ def test_a_superpage_is_split_when_one_of_its_pages_is_shared():
     assert last["mem_huge_bytes"] == 2 * 2 * MIB
 
 
+def test_a_page_of_zeros_in_a_superpage_is_shared_and_not_unmapped():
+    last = end(run(guest("vm", part("zero", 512, zero=True), pages=512), duration="61s", xen={}, **XEN))
+
+    assert (last["pages_shared"], last["pages_sharing"], last["mem_touched_bytes"]) == (1, 511, 2 * MIB)
+
+
 # --- Difference Engine -----------------------------------------------------------------------------------------------
 
 
@@ -141,7 +147,7 @@ def test_pages_in_use_are_shared_but_not_kept_small():
 
 def test_an_access_rebuilds_a_page_at_the_published_price():
     """Source: OSDI 2008, table 2: 18.6 us to build a page from its difference, 10.4 us to decompress one."""
-    seldom = {"rate": "0.02/s"}
+    seldom = {"rate": "0.01/s"}
     vm = guest(
         "vm", part("patched", 500, similar={"pages": 5, "patch": "1KiB"}, reads=seldom),
         part("packed", 500, compresses_to="20%", reads=seldom), pages=1024,
@@ -149,7 +155,7 @@ def test_an_access_rebuilds_a_page_at_the_published_price():
     result = engine(vm, duration="4min")
     last, work = end(result), result.manifest["work"]
 
-    assert work["unpatch"] > 100 < work["uncompress"]
+    assert min(work["unpatch"], work["uncompress"]) > 30
     assert last["patches"] - work["unpatch"] == last["pages_patched"]
     assert last["compressions"] - work["uncompress"] == last["pages_compressed"]
     assert last["rebuilds"] == work["unpatch"] + work["uncompress"]

@@ -49,7 +49,6 @@ class Clock(Passes):
         self._spent_ps = patch_ps, compress_ps
         self.r.n[pressure.PATCH_IN_NS] = unpatch_ps // 1000
         self.r.zip_ns[:, pressure.UNZIP] = max(uncompress_ps // 1000 - int(self.r.n[pressure.IN_NS]), 0)
-        self._keep_pool_packed()
         room = len(self.m.place)
         self.m = self.m._replace(packed=np.zeros(room, np.uint8))
         self.s = small.Small(
@@ -69,6 +68,7 @@ class Clock(Passes):
         n[[small.PATCHES, small.COMPRESSES]] = settings.patch, settings.compress
         n[[small.PATCH_PS, small.COMPRESS_PS]] = self._spent_ps
         self._todo: list[tuple[int, bool, int]] = []
+        self._keep_pool_packed()
 
     def _keep_pool_packed(self) -> None:
         """What is kept small lies close together, in units of 16 bytes, and takes no slots of swap."""
@@ -79,7 +79,7 @@ class Clock(Passes):
         self.m.zspage[:, memory.WEIGHT] = units
         self.m.counts[memory.POOL_HAS_NO_SLOTS] = 1
         self.m.counts[memory.KEEPS_SLOTS] = 0
-        entries = int(self.m.counts[memory.LIMIT]) // self.s.n[small.PASSES]
+        entries = int(self.m.counts[memory.LIMIT] // self.s.n[small.PASSES])
         self.m.counts[memory.METADATA] = entries * _ENTRY_BYTES
 
     # --- guests ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
+from sim.memory import pages as memory
 from sim.memory.guest import Vm
 from sim.memory.pages import END_OF_TIME, Int32, Int64
 from sim.sharing import equal_pages
@@ -33,6 +34,8 @@ class Passes(Room):
     def __init__(self, settings: InPasses, site: Site) -> None:
         """*settings* are complete for the kernel."""
         super().__init__(settings, site)
+        # Only Linux unmaps pages of zeros when it splits a huge page, and none of these mechanisms is in such a Linux.
+        self.m.counts[memory.SPLIT_FREES_ZERO] = 0
         self._settings = settings
         self.vms: dict[int, Vm] = {}
         """Guests that run."""
