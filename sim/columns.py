@@ -385,7 +385,7 @@ HEADLINES: tuple[Metric, ...] = (
         "fork_s",
         "s",
         "the longest fork: its parent waits for the page tables",
-        "largest fork_s of any guest; none without forks",
+        "largest fork_s of any guest; 0 without forks",
     ),
     Metric(
         "page_tables_bytes",

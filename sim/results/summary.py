@@ -32,7 +32,7 @@ def _guests(guests: pd.DataFrame) -> Summary:
     running = guests[guests["end"] == "running"]
     return {
         "progress_percent": float(guests["progress_percent"].mean(skipna=False)),
-        "fork_s": float(guests["fork_s"].max(skipna=False)) or None,
+        "fork_s": float(guests["fork_s"].max(skipna=False)),
         "page_tables_bytes": _whole(running["page_tables_bytes"].sum(skipna=False)),
     }
 
