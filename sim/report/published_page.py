@@ -47,7 +47,7 @@ def conclusion(rows: Sequence[Row]) -> str:
     counts = {
         verdict: sum(row.verdict == verdict for row in rows) for verdict in dict.fromkeys(r.verdict for r in rows)
     }
-    words = {"inside": "inside its band", "fails": "failing with a reason"}
+    words = {"inside": "inside the stated band", "fails": "failing with a reason"}
     told = [f"{count} {words.get(verdict, verdict)}" for verdict, count in counts.items()]
     return f"{len(rows)} published figures: {listed(told)}."
 
