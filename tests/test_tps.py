@@ -34,7 +34,7 @@ def published(name: str, *overrides: str) -> Result:
     return simulate(load(PUBLISHED / f"{name}.yaml", overrides))
 
 
-# --- published figures (more of them in scenarios/published) -----------------------------------------------------------
+# --- published figures; more of them are in scenarios/published ------------------------------------------------------
 
 
 def held(result: Result) -> list[float]:
