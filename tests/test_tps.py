@@ -34,28 +34,7 @@ def published(name: str, *overrides: str) -> Result:
     return simulate(load(PUBLISHED / f"{name}.yaml", overrides))
 
 
-# --- published figures -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("vms", "reclaimed"), [(1, 12.5), (2, 36.5), (3, 46), (4, 51), (6, 56), (8, 58.5), (10, 60)], ids=str
-)
-def test_identical_vms_share_as_in_figure_4_of_osdi_2002(vms, reclaimed):
-    """Source: Waldspurger, OSDI 2002, figure 4, values read off the figure; band: 5 points of the VMs' memory."""
-    last = end(published("tps-best-case", f"vms.0.count={vms}", "expect=[]"))
-
-    whole = vms * 40 * MIB // PAGE
-    assert 100 * last["pages_sharing"] / whole == pytest.approx(reclaimed, abs=5)
-    if vms == 10:
-        assert 100 * (last["pages_shared"] + last["pages_sharing"]) / whole == pytest.approx(67, abs=5)
-
-
-def test_zeros_are_shared_before_anything_is_paged_out():
-    """Source: OSDI 2002, figure 8: 325 MB of zeros shared, 35 MB of other pages written; band: a ratio of 8 or more."""
-    last = end(published("tps-boot-storm"))
-
-    assert last["zero_pages_shared"] >= 8 * last["pswpout"] > 0
-    assert last["zero_pages_shared"] * PAGE == pytest.approx(325 * MIB, rel=0.1)
+# --- published figures; more of them are in scenarios/published ------------------------------------------------------
 
 
 def held(result: Result) -> list[float]:

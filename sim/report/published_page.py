@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def conclusion(rows: Sequence[Row]) -> str:
     counts = {
         verdict: sum(row.verdict == verdict for row in rows) for verdict in dict.fromkeys(r.verdict for r in rows)
     }
-    words = {"inside": "inside its band", "fails": "failing with a reason"}
+    words = {"inside": "inside the stated band", "fails": "failing with a reason"}
     told = [f"{count} {words.get(verdict, verdict)}" for verdict, count in counts.items()]
     return f"{len(rows)} published figures: {listed(told)}."
 
@@ -109,7 +110,9 @@ def _figures(row: Row) -> Sequence[str]:
 
 def _published(row: Row) -> str:
     low, high = row.figure.range
-    return _with_unit(_number(low) if low == high else f"{_number(low)} to {_number(high)}", row)
+    if low == -math.inf or high == math.inf:
+        return _with_unit(f"{row.figure.band.text} {_as_told(high if low == -math.inf else low)}", row)
+    return _with_unit(_as_told(low) if low == high else f"{_as_told(low)} to {_as_told(high)}", row)
 
 
 def _simulated(row: Row) -> str:
@@ -130,6 +133,11 @@ def _band(row: Row) -> str:
 
 def _with_unit(text: str, row: Row) -> str:
     return f"{text} {row.figure.unit}".rstrip()
+
+
+def _as_told(value: float) -> str:
+    """A published figure with all its digits."""
+    return f"{int(value):,}" if value == int(value) else f"{value:,}"
 
 
 def _number(value: float) -> str:

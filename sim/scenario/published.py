@@ -190,10 +190,8 @@ class Band:
                 return low - abs(low) * self.amount <= actual <= high + abs(high) * self.amount
             case "factor":
                 return low / self.amount <= actual <= high * self.amount
-            case "at least":
-                return actual >= low
-            case "at most":
-                return actual <= high
+            case _:
+                return low <= actual <= high
 
     def written(self) -> str | float:
         """The band as a scenario has it."""
@@ -257,8 +255,9 @@ class Figure(Block):
 
     @property
     def range(self) -> tuple[float, float]:
-        """Least and most that was published."""
-        return self.value if isinstance(self.value, tuple) else (self.value, self.value)
+        """Least and most that was published; a bound has no end on its other side."""
+        low, high = self.value if isinstance(self.value, tuple) else (self.value, self.value)
+        return (low if self.band.kind != "at most" else -math.inf, high if self.band.kind != "at least" else math.inf)
 
     @model_validator(mode="after")
     def _consistent(self) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ def measured(figure: Figure, run: Loaded) -> float | None:
 def _of_names(figure: Figure, values: Values) -> Values:
     """The values of the names in a figure's metric; NaN, a figure that nobody told, is no data."""
     told = ((name, values.get(name)) for name in figure.metric.names)
-    return {name: None if value is None or value != value else value for name, value in told}
+    return {name: None if value is None or math.isnan(value) else value for name, value in told}
 
 
 def _moments(run: Loaded) -> pd.DataFrame:
@@ -211,7 +212,7 @@ def _guests(figure: Figure, run: Loaded) -> dict[str, Number | None]:
 
 def told(row: Row) -> Mapping[str, object]:
     """A row as plain data."""
-    low, high = row.figure.range
+    low, high = (None if math.isinf(end) else end for end in row.figure.range)
     return {
         "scenario": row.file.stem,
         "source": row.figure.source,
