@@ -781,7 +781,7 @@ def _price_rows(found: Calibration) -> Iterator[Sequence[str]]:
         size = access.model_dump(mode="json")["working_set"]
         yield from (row(f"random access, {size}, {name}", getattr(access, name)) for name in ("small", "huge"))
     for algorithm, costs in prices.zram.items():
-        yield from (row(f"zram {algorithm} {name}", getattr(costs, name)) for name in ("compress", "decompress"))
+        yield from (row(f"zram {algorithm} {name}", price) for name, price in costs if isinstance(price, Price))
         yield f"zram {algorithm}", f"{costs.bytes_per_page:g} bytes a page", ""
 
 
