@@ -1,7 +1,5 @@
 """Calls of compiled loops that skip the search for types."""
 
-import pytest
-
 from sim.memory.compiled import quick
 from sim.reclaim.pressure import is_full
 
@@ -11,11 +9,3 @@ def test_a_quick_call_gives_what_the_loop_gives_every_time() -> None:
     calls = [(5, False, 4, 3), (3, True, 4, 3), (4, True, 5, 3), (1, False, 4, 3)]
 
     assert [fast(*call) for call in calls] == [is_full(*call) for call in calls] == [True, False, True, False]
-
-
-def test_a_quick_call_with_other_types_is_refused() -> None:
-    fast = quick(is_full)
-    fast(5, False, 4, 3)
-
-    with pytest.raises(TypeError):
-        fast("5", False, 4, 3)
