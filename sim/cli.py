@@ -776,12 +776,13 @@ def _price_rows(found: Calibration) -> Iterator[Sequence[str]]:
     yield from (row(name, price) for name, price in prices if isinstance(price, Price))
     yield "cold_caches", f"{prices.cold_caches.factor:g}", ""
     for block in ("page_faults", "fork", "huge_pages", "paging", "swap"):
-        yield from (row(f"{block}.{name}", price) for name, price in getattr(prices, block) or ())
+        found_prices = getattr(prices, block) or ()
+        yield from (row(f"{block}.{name}", price) for name, price in found_prices if isinstance(price, Price))
     for access in prices.random_access:
         size = access.model_dump(mode="json")["working_set"]
         yield from (row(f"random access, {size}, {name}", getattr(access, name)) for name in ("small", "huge"))
     for algorithm, costs in prices.zram.items():
-        yield from (row(f"zram {algorithm} {name}", getattr(costs, name)) for name in ("compress", "decompress"))
+        yield from (row(f"zram {algorithm} {name}", price) for name, price in costs if isinstance(price, Price))
         yield f"zram {algorithm}", f"{costs.bytes_per_page:g} bytes a page", ""
 
 

@@ -410,3 +410,14 @@ def test_files_and_groups_are_removed(tmp_path: Path) -> None:
     undo.undo("cgroup", str(group))
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_through_times_gives_the_price_of_a_page_and_of_a_byte() -> None:
+    sizes = np.linspace(300, 3500, 80)
+    times = 2000 + 4 * sizes + np.random.default_rng(1).normal(0, 100, 80)
+
+    page, byte = swap_costs._line(sizes, times, "a source of figures")
+
+    assert page.low is not None and page.high is not None and page.low < 2000 < page.high
+    assert byte.ns == pytest.approx(4, rel=0.02)
+    assert swap_costs._line(sizes, np.full(80, 500.0), "a source of figures")[1].ns == 0
