@@ -215,13 +215,19 @@ class Fleet:
             assert np.all(fine), (each.name, np.flatnonzero(~fine), read[~fine], wrote[~fine])
 
     def _check_domains(self) -> None:
-        """No frame, and no slot of swap, is shared by guests of two domains."""
+        """No frame, and no slot of swap, is shared by guests of two domains, and no page built from another's."""
         m = self.room.m
         pages = np.flatnonzero(m.place & memory.SHARED)
-        owners = m.block[pages // BLOCK, memory.GUEST].tolist()
-        domains = [self.machine.guests[owner].domain.number for owner in owners]
-        pairs = set(zip(m.held[pages].tolist(), domains, strict=True))
+        pairs = set(zip(m.held[pages].tolist(), self._domains_of(pages), strict=True))
         assert len(pairs) == len({frame for frame, _ in pairs})
+        if hasattr(self.room, "s"):
+            pages = np.flatnonzero((m.place & memory.SWAPPED != 0) & (m.seen & memory.PATCHED != 0))
+            owners = m.frame_lru[self.room.s.base[pages] - 1, memory.OWNER]
+            assert self._domains_of(pages) == [self.machine.guests[owner].domain.number for owner in owners]
+
+    def _domains_of(self, pages: Any) -> list[int]:
+        owners = self.room.m.block[pages // BLOCK, memory.GUEST]
+        return [self.machine.guests[owner].domain.number for owner in owners]
 
     def _check_savings(self) -> None:
         """The table says how many frames are saved, and how many there are."""
@@ -252,7 +258,7 @@ waits = st.sampled_from([0.001, 0.1, 1.0, 3.0])
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     between=st.sampled_from(["all", "tenants", "guests"]),
     frames=st.sampled_from([400, 1200, 2000, 100_000]),
