@@ -142,9 +142,9 @@ def test_the_picture_has_a_line_for_each_the_least_memory_on_top() -> None:
     memory, times, cpu, broken = canvas.axes
     assert [label.get_text() for label in memory.get_yticklabels()] == ["half", "nothing", "none left"]
     assert memory.yaxis_inverted()
-    assert [text.get_text() for text in times.texts] == ["what the others are held against", "saves nothing"]
+    assert [text.get_text() for text in times.texts] == ["held against this", "saves nothing"]
     assert [text.get_text() for text in broken.texts] == ["none"] * 3
-    assert cpu.get_title() == "CPU over the run (% of the host)"
+    assert cpu.get_title() == "CPU (% of the host)"
 
 
 # --- a sweep with phases -----------------------------------------------------------------------------------------

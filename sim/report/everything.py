@@ -13,18 +13,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from sim.report.style import COLOURS
 from sim.report.words import amount, listed
 from sim.scenario import Scenario
 from sim.study import Swept
-from sim.units import GIB, MINUTE, SECOND, about_bytes, about_duration
+from sim.units import GIB, MINUTE, SECOND, about_bytes, about_duration, format_duration
 
 SETTLED: Final = 0.9
 """Share of what a phase ends with that counts as having got there."""
 _LEAST: Final = 0.01
 """What is saved of the reference's memory below this is nothing."""
 _WORST: Final = "write_latency_worst_ns"
+_SOONEST: Final = 10
+"""Times in s below this are drawn as this."""
 _WAITED: Final = 0.1
 """Percent of the time below which nobody is said to have waited."""
 _CPU: Final[Mapping[str, tuple[str, ...]]] = {
@@ -343,8 +346,8 @@ def _mergemem(told: Told) -> str:
 def _running_out(told: Told) -> str:
     slow, quick = "KSM, kernel's default", "KSM, 1000 pages"
     return (
-        f"What is shared is lent: when guests come faster than ksmd merges, {slow} loses {told.killed(slow)}, "
-        f"{quick} {told.killed(quick)}, and nothing at all {told.killed('nothing')}."
+        f"What is shared is lent: twelve more guests cost a host with the kernel's KSM {told.killed(slow)}, with 1000 "
+        f"pages a batch {told.killed(quick)}, and one that shares nothing {told.killed('nothing')}."
     )
 
 
@@ -385,7 +388,6 @@ def draw(swept: Swept) -> Figure:
         _draw_broken(broken, [cells[point, later[-1].name] for point in order])
         broken.set_title(f"Guests killed in {later[-1].name}")
     _draw_times(times, [cells[point, first.name] for point in order])
-    times.set_xlim(0, (first.end - first.begin) * SECOND / MINUTE)
     _draw_cpu(cpu, {kind: [_mean(found[found["point"] == point], swept.scenario, kind) for point in order]
                     for kind in _CPU if found[kind].any()})  # fmt: skip
     if 0 in order:
@@ -406,17 +408,22 @@ def _draw_memory(ax: Axes, lines: Sequence[tuple[Row, Row | None]]) -> None:
         ax.plot([used, peak], [at, at], color=_light("shared"), linewidth=1.2, zorder=1)
         ax.plot(peak, at, "o", markersize=5, markerfacecolor=_light("paper"), color=_light("volatile"))
         ax.plot(used, at, "o", markersize=6.5, color=_light("private"))
-    ax.set_xlim(left=0)
+    ax.set_xlim(0, max(max(row["peak"] for row in line if row is not None) for line in lines) / GIB * 1.04)
     ax.set_title("Memory used (GiB)")
 
 
 def _draw_times(ax: Axes, lines: Sequence[Row]) -> None:
+    soonest, latest = _SOONEST * SECOND / MINUTE, max([row["settled"] for row in lines if row["settled"] > 0] or [60.0])
+    ax.set_xscale("log")
+    ax.set_xlim(soonest * 0.8, max(latest * SECOND / MINUTE * 1.3, 1))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     for at, row in enumerate(lines):
         if np.isnan(row["settled"]):
-            _write(ax, at, "saves nothing" if row["point"] else "what the others are held against")
+            _write(ax, at, "saves nothing" if row["point"] else "held against this")
         else:
-            ax.plot(row["settled"] * SECOND / MINUTE, at, "o", markersize=6.5, color=_light("saved"))
-    ax.set_title("90 % of the saving after (min)")
+            ax.plot(max(row["settled"] * SECOND / MINUTE, soonest), at, "o", markersize=6.5, color=_light("saved"))
+    ax.set_title("90 % saved after (min)")
 
 
 def _draw_cpu(ax: Axes, shares: Mapping[str, Sequence[float]]) -> None:
@@ -424,7 +431,8 @@ def _draw_cpu(ax: Axes, shares: Mapping[str, Sequence[float]]) -> None:
     for colour, (kind, percent) in zip(_COLOURS, shares.items(), strict=False):
         ax.barh(range(len(percent)), percent, left=done, height=0.6, color=_light(colour), label=kind)
         done = done + np.array(percent)
-    ax.set_title("CPU over the run (% of the host)")
+    ax.margins(x=0.04)
+    ax.set_title("CPU (% of the host)")
     if shares:
         ax.legend(loc="lower right", fontsize=8, frameon=True, framealpha=1, edgecolor="none")
 
@@ -440,7 +448,16 @@ def _draw_broken(ax: Axes, lines: Sequence[Row]) -> None:
 
 
 def _write(ax: Axes, at: int, text: str) -> None:
-    ax.annotate(text, (0, at), (2, 0), textcoords="offset points", va="center", fontsize=8, color=_light("muted"))
+    ax.annotate(
+        text,
+        (0, at),
+        (2, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=_light("muted"),
+    )
 
 
 def _light(role: str) -> str:
@@ -455,5 +472,10 @@ def markdown(swept: Swept) -> str:
     said = "\n".join(f"- {sentence}" for sentence in _sentences(swept, figures(swept)))
     name = swept.scenario.name
     about = f"{swept.scenario.description}\n\nMade from [scenarios/{name}.yaml](../scenarios/{name}.yaml); "
-    steps = listed([f"{phase.name} from {about_duration(phase.begin * SECOND)}" for phase in phases(swept.scenario)])
+    steps = listed(
+        [
+            f"{name} from {format_duration(begin) if begin else 'the start'}"
+            for name, begin in swept.scenario.phases.items()
+        ]
+    )
     return f"# {name}\n\n{about}the phases are {steps}.\n\n{said}\n\n![{name}]({name}.png)\n\n{table}\n"
