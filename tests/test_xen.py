@@ -22,6 +22,7 @@ from squeezed import (
     Speeds,
     Squeezed,
     check_due,
+    check_writes,
     free_frames,
     on_lists,
 )
@@ -29,7 +30,6 @@ from squeezed import (
 from sim.columns import PAGE_BYTES
 from sim.errors import UserError
 from sim.memory import pages as memory
-from sim.reclaim import pressure
 from sim.sharing import small_pages as small
 from sim.sharing.clock import Clock
 from sim.sharing.difference_engine import DifferenceEngine
@@ -241,8 +241,7 @@ def recount_small(engine: Clock) -> None:
     assert {index: int(m.counts[index]) for index in counted} == counted
     assert counted[memory.SLOTS_USED] - len(pooled) <= m.counts[memory.SWAP_SLOTS]
     assert free_frames(m) >= -1
-    writes = np.roll(engine.r.back, -engine.r.n[pressure.BACK_FIRST], axis=0)[: engine.r.n[pressure.BACK_COUNT]]
-    assert m.counts[memory.WRITEBACK] == writes[:, 1].sum()
+    check_writes(cast(Any, engine))
     for vm in engine.vms:
         pages = engine.pages_of(vm)
         owned = [frame for frame in frames if m.frame_lru[frame, memory.OWNER] == vm]
