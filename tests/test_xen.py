@@ -22,6 +22,7 @@ from squeezed import (
     Speeds,
     Squeezed,
     check_due,
+    check_writes,
     free_frames,
     on_lists,
 )
@@ -240,6 +241,7 @@ def recount_small(engine: Clock) -> None:
     assert {index: int(m.counts[index]) for index in counted} == counted
     assert counted[memory.SLOTS_USED] - len(pooled) <= m.counts[memory.SWAP_SLOTS]
     assert free_frames(m) >= -1
+    check_writes(cast(Any, engine))
     for vm in engine.vms:
         pages = engine.pages_of(vm)
         owned = [frame for frame in frames if m.frame_lru[frame, memory.OWNER] == vm]

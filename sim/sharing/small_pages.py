@@ -56,7 +56,7 @@ from sim.memory.pages import (
     swap_out_page,
     uniform,
 )
-from sim.reclaim.pressure import happened, passed_by_loop
+from sim.reclaim.pressure import happened, note_write, passed_by_loop
 from sim.sharing.equal_pages import (
     NO_ROOM,
     PAUSED,
@@ -291,6 +291,7 @@ def put_away(m: Memory, s: Small, page: int, units: int, now: int) -> bool:
     m.packed[page] = units
     pool_add(m, units)
     swap_out_page(m, page, now, True)
+    note_write(m, page, 0)
     s.kind[page] = AWAY
     return True
 
