@@ -10,7 +10,7 @@ The package in reading order; a file imports only from what stands above it.
     memory/       pages, frames and contents; huge pages; images; what guests write and when
     cost/         counted work to CPU time
     reclaim/      ways for pages to leave when memory is short: watermarks, LRU lists, swap
-    sharing/      ways for equal pages to become one frame: KSM, and who tunes it
+    sharing/      ways for equal pages to become one frame, a file for each; KSM, and who tunes it
     host          one machine over time
     scenario/     the typed question
     results/      tables, summary, result folders
