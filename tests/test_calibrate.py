@@ -350,7 +350,7 @@ def test_what_a_machine_lacks_is_left_out_and_said(own_folder: Path, monkeypatch
     monkeypatch.setattr(ksmd_costs, "_RESAMPLES", 20)
     monkeypatch.setattr(calibrate, "exclusive", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(calibrate, "measured", lambda *_: parts)
-    monkeypatch.setattr(memory_costs, "cow_break", lambda _: prices.Price(**price(4000)))
+    monkeypatch.setattr(memory_costs, "writes", lambda _: {"cow_break": prices.Price(**price(4000))})
     monkeypatch.setattr(memory_costs, "has_huge_pages", lambda: False)
     monkeypatch.setattr(swap_costs, "algorithms", list)
     monkeypatch.setattr(swap_costs, "paging", lacking)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -111,6 +112,30 @@ def test_a_fork_of_a_container_has_its_files_too():
     result = run(container(count=2), child, duration="1s", ksm=None)
 
     assert frames(result) == FILE + 2 * OWN
+
+
+def test_a_fork_of_a_container_is_one():
+    child = {"name": "child", "fork_of": "ct", "memory": container()["memory"], "start": "500ms"}
+
+    with pytest.raises(UserError, match=r"vms\.1\.kernel: must be its parent's.*write shared"):
+        scenario(container(), child, duration="1s")
+
+
+def test_captured_containers_share_what_another_capture_has_too(tmp_path):
+    """Two captures of one data set: contents 1 to 4 are in both, of which each of two copies changes one at 1 s."""
+    one = np.array([[1, 2, 3, 4, 5, 0], [9, 2, 3, 4, 5, 0]], np.uint32)
+    other = np.array([[1, 2, 3, 4, 6, 7], [1, 2, 3, 4, 6, 7]], np.uint32)
+    for name, content in (("one", one), ("other", other)):
+        np.savez(tmp_path / f"{name}.npz", content=content, time_s=np.array([0.0, 1.0]))
+    vms = [
+        {"name": name, "count": 2, "memory": "24KiB", "kernel": "shared", "image": {"captured": f"{name}.npz"}}
+        for name in ("one", "other")
+    ]
+    result = run(*vms, duration="2s", folder=str(tmp_path), ksm=None)
+
+    # Files: 1 to 4 once. Of their own: 5 and a page of zeros, twice; 6 and 7, twice; later 9, twice.
+    assert frames(result, 0.0) == 4 + 8
+    assert frames(result) == 4 + 10
 
 
 def test_what_a_container_lacks_is_not_offered_either():

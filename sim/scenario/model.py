@@ -184,6 +184,8 @@ class Scenario(Block):
                 yield At(f"vms.{i}.fork_of", "memory of hugetlbfs is not forked", "let the parent have small pages")
             elif parent.memory != vm.memory:
                 yield At(f"vms.{i}.memory", "must be its parent's memory", f"write {format_bytes(parent.memory)}")
+            elif parent.kernel != vm.kernel:
+                yield At(f"vms.{i}.kernel", "must be its parent's", f"write {parent.kernel}")
             elif parent.start > vm.start:
                 remedy = f"write {format_duration(parent.start)} or more"
                 yield At(f"vms.{i}.start", "comes before the parent starts", remedy)
