@@ -1,4 +1,4 @@
-"""The sweeps shown in the README are those of the bundled scenarios; run as a script, this computes them anew.
+"""The sweeps shown in the README are those of the bundled scenarios; run as a script, this computes all or some anew.
 
 Their tables are kept in results/; what the README says and shows is drawn from them, and some points are run again.
 """
@@ -6,6 +6,7 @@ Their tables are kept in results/; what the README says and shows is drawn from 
 from __future__ import annotations
 
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from textwrap import fill
@@ -18,14 +19,15 @@ from matplotlib.image import imread
 
 import sim
 from sim.columns import METRICS
-from sim.report import sweep_page
+from sim.report import everything, sweep_page
 from sim.scenario import Scenario
 from sim.study import Swept, plan, run_points
+from sim.study.sweeps import TABLE, TIMELINE
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "results"
-STUDIES = ("frontier", "crossover")
+STUDIES = ("frontier", "crossover", "everything")
 
 
 @cache
@@ -37,7 +39,8 @@ def asked(name: str) -> Scenario:
 def shown(name: str) -> Swept:
     """The sweep as its table in results/ has it."""
     table = pq.read_table(RESULTS / f"{name}.parquet").to_pandas()
-    return Swept(plan(asked(name), RESULTS), table, {})
+    timeline = RESULTS / f"{name}-timeline.parquet"
+    return Swept(plan(asked(name), RESULTS), table, {}, pd.read_parquet(timeline) if timeline.exists() else None)
 
 
 def said(name: str) -> str:
@@ -70,6 +73,12 @@ def test_the_picture_is_drawn_from_the_table(name: str, tmp_path: Path) -> None:
     assert np.sqrt(np.mean((committed - drawn) ** 2)) < 0.02
 
 
+def test_the_page_of_the_comparison_says_what_its_table_says() -> None:
+    found = (RESULTS / "everything.md").read_text()
+
+    assert found == everything.markdown(shown("everything")), "run: python tests/test_studies.py"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_is_what_its_scenario_gives(name: str) -> None:
@@ -83,11 +92,14 @@ def test_the_table_is_what_its_scenario_gives(name: str) -> None:
     np.testing.assert_array_equal(figures(swept.table, number), expected)
 
 
-def write_anew() -> None:
+def write_anew(*names: str) -> None:
     """Run the sweeps and write their tables, pictures and sentences."""
-    for name in STUDIES:
+    for name in names or STUDIES:
         swept = run_points(plan(asked(name), RESULTS))
-        (RESULTS / f"{name}.parquet").write_bytes((swept.folder / "points.parquet").read_bytes())
+        (RESULTS / f"{name}.parquet").write_bytes((swept.folder / TABLE).read_bytes())
+        if swept.timeline is not None:
+            (RESULTS / f"{name}-timeline.parquet").write_bytes((swept.folder / TIMELINE).read_bytes())
+            (RESULTS / f"{name}.md").write_text(everything.markdown(shown(name)))
         sweep_page.draw(shown(name), RESULTS)
         text = README.read_text()
         place = between(name).search(text)
@@ -96,4 +108,4 @@ def write_anew() -> None:
 
 
 if __name__ == "__main__":
-    write_anew()
+    write_anew(*sys.argv[1:])
