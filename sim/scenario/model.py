@@ -217,7 +217,7 @@ class Scenario(Block):
         )
         rates = {(kind, rate) for kind, pages in accesses for _, rate in kind.pieces(pages)}
         to_pools = sum(isinstance(kind, Writes) and kind.leaves in pools for kind, _ in rates)
-        domains = self._most_domains() if to_pools else 1
+        domains = self._most_domains() if to_pools and not any(self._references()) else 1
         if len(rates) + to_pools * (domains - 1) > _MOST_CLASSES:
             apart = f", {domains:,} domains counted each by itself" if domains > 1 else ""
             yield At("vms", f"more than {_MOST_CLASSES:,} different rates{apart}", "give parts the same rate")

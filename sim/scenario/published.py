@@ -7,7 +7,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Final, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, JsonValue, PlainSerializer, PlainValidator, model_validator
@@ -46,7 +46,7 @@ class Formula:
     """A metric or column, or arithmetic of such."""
 
     text: str
-    tree: ast.expr
+    tree: ast.expr = field(compare=False)
 
     @classmethod
     def parse(cls, text: object) -> Formula:
@@ -211,7 +211,7 @@ _MomentText = Annotated[
 _BandText = Annotated[
     Band,
     PlainValidator(Band.parse, json_schema_input_type=Annotated[str | float, Field(examples=["5 %", "2x", 0])]),
-    PlainSerializer(Band.written, return_type=str | float),
+    PlainSerializer(Band.written, return_type=JsonValue),
 ]
 Overrides = dict[str, JsonValue]
 """Paths, as in `--set`, and the value of each."""
