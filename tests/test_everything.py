@@ -44,7 +44,7 @@ def swept(*timelines: Mapping[str, Sequence[float]], folder: Path = Path("result
         pd.DataFrame({"time_s": range(0, 70, 10), "point": number} | dict.fromkeys(FOLLOWED, 0) | dict(each))
         for number, each in enumerate(timelines)
     ]
-    table = pd.DataFrame({"system": list(SYSTEMS)[: len(timelines)], "error": ""})
+    table = pd.DataFrame({"system": list(SYSTEMS)[: len(timelines)], "error": "", "progress_percent": 97.5})
     return Swept(plan(scenario, folder), table, {}, pd.concat(parts, ignore_index=True))
 
 
@@ -92,13 +92,11 @@ def test_no_saving_is_known_where_the_first_lost_guests() -> None:
 
 def test_counters_are_told_by_phase() -> None:
     cpu = {"scan_cpu_ns": [0, 4e9, 4e9, 4e9, 4e9, 4e9, 4e9], "cow_cpu_ns": [0, 0, 0, 0, 0, 0, 2e9]}
-    waits = {"psi_some_ns": [0, 0, 0, 0, 0, 5e9, 5e9]}
 
-    found = everything.figures(swept({**used(*[1] * 7), **cpu, **waits}))
+    found = everything.figures(swept({**used(*[1] * 7), **cpu}))
 
     assert [row["scan"] for _, row in found.iterrows()] == [10, 0, 0]
     assert [row["cpu"] for _, row in found.iterrows()] == [10, 0, 5]
-    assert [row["waited"] for _, row in found.iterrows()] == [0, 0, 25]
 
 
 # --- table, words, picture ---------------------------------------------------------------------------------------
@@ -126,13 +124,12 @@ def test_a_point_without_a_result_is_in_the_table_with_its_error() -> None:
 
 def test_the_words_name_the_least_memory_and_who_lost_no_guest() -> None:
     killed = {"oom_kills": [0, 0, 0, 0, 0, 3, 3]}
-    waits = {"psi_some_ns": [0, 0, 0, 0, 0, 5e9, 5e9]}
 
-    text = everything.conclusion(swept({**used(*[2] * 7), **killed}, {**used(2, *[1] * 6), **waits}))
+    text = everything.conclusion(swept({**used(*[2] * 7), **killed}, used(2, *[1] * 6)))
 
     assert text == (
         "After fill, half needs least memory: 1GiB, where nothing needs 2GiB. 1 of 2 lose no guest in shortage; of "
-        "these half lets guests wait least, 25 % of the time."
+        "these half costs them least of their work, 2.5 %."
     )
 
 
@@ -143,7 +140,7 @@ def test_the_picture_has_a_line_for_each_the_least_memory_on_top() -> None:
     assert [label.get_text() for label in memory.get_yticklabels()] == ["half", "nothing", "none left"]
     assert memory.yaxis_inverted()
     assert [text.get_text() for text in times.texts] == ["held against this", "saves nothing"]
-    assert [text.get_text() for text in broken.texts] == ["none"] * 3
+    assert [text.get_text() for text in broken.texts] == ["none; guests lost 2.5 % of their work"] * 3
     assert cpu.get_title() == "CPU (% of the host)"
 
 
@@ -192,7 +189,7 @@ def test_every_mechanism_is_in_the_comparison() -> None:
 
 def test_every_answer_finds_its_systems() -> None:
     told = [{"point": number, "name": point.settings["system"], "phase": phase, "used": GIB, "saved": GIB,
-             "settled": 60.0, "killed": 0, "waited": 0.0, "cpu": 1.0}
+             "settled": 60.0, "killed": 0, "lost": 0.0, "cpu": 1.0}
             for number, point in enumerate(asked().points) for phase in asked().phases]  # fmt: skip
 
     for answer in everything.ANSWERS:

@@ -28,8 +28,8 @@ _LEAST: Final = 0.01
 _WORST: Final = "write_latency_worst_ns"
 _SOONEST: Final = 10
 """Times in s below this are drawn as this."""
-_WAITED: Final = 0.1
-"""Percent of the time below which nobody is said to have waited."""
+_LOST: Final = 0.1
+"""Percent of their work below which guests are not said to have lost any."""
 _CPU: Final[Mapping[str, tuple[str, ...]]] = {
     "scan": ("scan_cpu_ns",),
     "merge": ("merge_cpu_ns", "source_cpu_ns"),
@@ -69,8 +69,8 @@ def names(swept: Swept) -> Sequence[str]:
 
 def figures(swept: Swept) -> pd.DataFrame:
     """One row per point and phase, memory in bytes and times in s: `used` at its end and `peak`, `saved` against the
-    first point and the time until nine tenths of that stay saved (`settled`), guests `killed`, `waited` and CPU by kind
-    of work in percent, `running` at the end.
+    first point and the time until nine tenths of that stay saved (`settled`), guests `killed`, CPU by kind of work in
+    percent, `running` at the end; and `lost`, the percentage of their work that guests did not do in the whole run.
 
     Where the first point lost guests there is nothing to hold others against, and `saved` is not known.
     """
@@ -85,6 +85,7 @@ def figures(swept: Swept) -> pd.DataFrame:
     for point, run in runs.items():
         for phase in phases(swept.scenario):
             row = {"point": point, "name": called[point], "phase": phase.name, **_of_phase(run, phase, capacity)}
+            row["lost"] = max(100 - float(swept.table["progress_percent"][point]), 0.0)
             found.append(row | (_saving(run, reference, phase) if reference is not None else {}))
     return pd.DataFrame(found)
 
@@ -99,7 +100,6 @@ def _of_phase(run: pd.DataFrame, phase: Phase, capacity: float) -> dict[str, flo
         "peak": part["mem_used_bytes"].max(),
         "running": part["guests_running"].iloc[-1],
         "killed": spent["oom_kills"],
-        "waited": 100 * spent["psi_some_ns"] / (length * SECOND),
         **cpu,
         "cpu": sum(cpu.values()),
     }
@@ -156,8 +156,8 @@ def rows(swept: Swept) -> Sequence[Sequence[str]]:
             (f"{phase.name}: memory at most", _column(phase, lambda row: about_bytes(row["peak"]))),
             (f"{phase.name}: back after", _column(phase, lambda row: _seconds(row["settled"]))),
             (f"{phase.name}: guests killed", _column(phase, lambda row: f"{row['killed']:.0f}")),
-            (f"{phase.name}: some guest waited", _column(phase, lambda row: f"{row['waited']:.1f} %")),
         ]
+    columns.append(("guests' work lost", lambda each: f"{_in(each, first)['lost']:.1f} %"))
     body = []
     for number, name in enumerate(names(swept)):
         each = found[found["point"] == number]
@@ -234,11 +234,11 @@ def _sentences(swept: Swept, found: pd.DataFrame) -> Iterator[str]:
     for phase in later:
         part = found[found["phase"] == phase.name]
         if part["killed"].any():
-            kept = part[part["killed"] == 0].sort_values(["waited", "used"], kind="stable")
+            kept = part[part["killed"] == 0].sort_values(["lost", "used"], kind="stable")
             said = f"{len(kept)} of {len(part)} lose no guest in {phase.name}"
             if len(kept):
                 row = kept.iloc[0]
-                said += f"; of these {row['name']} lets guests wait least, {row['waited']:.2g} % of the time"
+                said += f"; of these {row['name']} costs them least of their work, {row['lost']:.2g} %"
             yield f"{said}."
     told = Told(found, phases(swept.scenario))
     for answer in ANSWERS:
@@ -279,9 +279,9 @@ class Told:
         killed = int(self.row(name, "shortage")["killed"])
         return "no guest" if killed == 0 else "one guest" if killed == 1 else f"{killed} guests"
 
-    def waited(self, name: str) -> str:
-        """How much of the shortage some guest waited."""
-        return f"{self.row(name, 'shortage')['waited']:.2g} %"
+    def lost(self, name: str) -> str:
+        """How much of their work guests lost in the whole run."""
+        return f"{self.row(name)['lost']:.2g} %"
 
 
 def _vmware_and_xen(told: Told) -> str:
@@ -354,10 +354,9 @@ def _running_out(told: Told) -> str:
 def _compression(told: Told) -> str:
     zram, nvme, disk, both = "zram", "swap on NVMe", "swap on a disk", "KSM + zram"
     return (
-        f"Compression saves {told.saved(zram)} before memory is short. Then zram loses {told.killed(zram)} and lets "
-        f"guests wait {told.waited(zram)} of the time, swap on NVMe {told.killed(nvme)} and {told.waited(nvme)}, a "
-        f"disk {told.killed(disk)} and {told.waited(disk)}; KSM with zram behind it {told.killed(both)} and "
-        f"{told.waited(both)}."
+        f"Compression saves {told.saved(zram)} before memory is short. Then zram loses {told.killed(zram)} and "
+        f"{told.lost(zram)} of the guests' work, swap on NVMe {told.killed(nvme)} and {told.lost(nvme)}, a disk "
+        f"{told.killed(disk)} and {told.lost(disk)}; KSM with zram behind it {told.killed(both)} and {told.lost(both)}."
     )
 
 
@@ -442,8 +441,8 @@ def _draw_broken(ax: Axes, lines: Sequence[Row]) -> None:
     ax.barh(range(len(lines)), killed, height=0.6, color=_light("metadata"))
     for at, row in enumerate(lines):
         if not row["killed"]:
-            waited = f"; some guest waited {row['waited']:.2g} % of it" if row["waited"] >= _WAITED else ""
-            _write(ax, at, f"none{waited}")
+            lost = f"; guests lost {row['lost']:.2g} % of their work" if row["lost"] >= _LOST else ""
+            _write(ax, at, f"none{lost}")
     ax.set_xlim(0, max([*killed, 1]) * 1.05)
 
 
