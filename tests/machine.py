@@ -183,7 +183,9 @@ class Machine:
         before = self.m.held[span].copy()
         pages = len(before)
         self._next_content -= pages
-        ksmd.name_contents(self.m, self.k, span.start, pages, self._next_content)
+        known = self.k.old[span] == before
+        memory.name_contents(self.m, span.start, pages, self._next_content)
+        self.k.old[span][known] = self.m.held[span][known]
         named = before != self.m.held[span]
         self._named.update(zip(self.m.held[span][named].tolist(), before[named].tolist(), strict=True))
         child = self._place(pages)

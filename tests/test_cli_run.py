@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from sim import load, read
 from sim.cli import main
 from sim.columns import METRICS
+from sim.sharing import MECHANISMS
 from sim.sharing.kernels import KERNELS
 from sim.sharing.tuners import TUNERS
 
@@ -131,7 +132,7 @@ def test_list_names_everything_that_a_scenario_can_name() -> None:
     def named(kind: str) -> list[str]:
         return [part["name"] for part in parts if part["kind"] == kind]
 
-    assert named("mechanism") == ["ksm", "tps"]
+    assert named("mechanism") == list(MECHANISMS)
     assert named("tuner") == list(TUNERS)
     assert named("kernel") == list(KERNELS)
     assert named("metric") == [metric.name for metric in METRICS]

@@ -316,7 +316,7 @@ def test_khugepaged_that_need_not_sleep_waits_a_timer_tick_where_there_is_nothin
 def test_a_host_without_room_for_huge_pages_says_how_often():
     thp = {"enabled": "always"}
     vm = {"name": "vm", "memory": "4MiB", "image": {"parts": [{"name": "own", "size": "3MiB"}]}}
-    result = run(scenario(hosts=[{"memory": "3584KiB", "thp": thp}], vms=[vm]))
+    result = run(scenario(hosts=[{"memory": "3584KiB", "thp": thp, "commit": {"overcommit_memory": 1}}], vms=[vm]))
 
     last = result.samples.iloc[-1]
     assert (last["thp_fault_alloc"], last["oom_kills"]) == (1, 0)
