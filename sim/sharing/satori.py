@@ -17,7 +17,7 @@ from sim.sharing.xen import NOT_XEN, swap_faults
 
 if TYPE_CHECKING:
     from sim.reclaim.swap import Swap
-    from sim.sharing.source import AtRead
+    from sim.sharing.at_read import AtRead
 
 
 class Satori(Source):
@@ -30,7 +30,7 @@ class Satori(Source):
 
     def behaviour(self) -> type[AtRead]:
         """Sharing at the read."""
-        from sim.sharing.source import AtRead
+        from sim.sharing.at_read import AtRead
 
         return AtRead
 

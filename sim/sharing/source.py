@@ -48,26 +48,3 @@ class AtSource:
         before = int(self._equal.n[equal_pages.SHARES])
         self.room.look_at(self._equal, pages, now)
         return int(self._equal.n[equal_pages.SHARES]) - before
-
-
-class AtRead(AtSource):
-    """Satori."""
-
-    WORK = equal_pages.WORK
-
-    def __init__(self, settings: Source, room: Room, site: Site) -> None:
-        """See `AtSource`."""
-        super().__init__(settings, room, site)
-        self._equal = equal_pages.table(site.contents, site.work_ps)
-
-    def came(self, guest: int, pages: Int64, now: int) -> None:
-        """See `AtSource`; what was read from the disk is hashed and shared."""
-        read = pages[self.room.files[guest][pages]]
-        self.share(read + self.room.pages_of(guest).start, now)
-        done, price = self._equal.n[equal_pages.DONE :], self._equal.n[equal_pages.PRICE : equal_pages.DONE]
-        self.cpu_ns = int((done * price).sum()) // 1000
-
-    def left(self, guest: int) -> None:
-        """See `AtSource`."""
-        span = self.room.pages_of(guest)
-        equal_pages.forget_holders(self._equal, span.start, span.stop)
