@@ -185,7 +185,7 @@ def test_figures_are_a_data_frame_in_python(tmp_path):
 
     frame = sim.published([file], OUT.name)
 
-    assert frame.loc[0, ["published_low", "simulated", "error", "verdict"]].tolist() == [80, 100, 0.25, "inside"]
+    assert frame.loc[0, ["published_low", "simulated", "error", "verdict"]].tolist() == [80, 100, 0, "inside"]
 
 
 EXPRESSIONS = st.recursive(

@@ -83,7 +83,8 @@ def test_the_page_of_the_comparison_says_what_its_table_says() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_is_what_its_scenario_gives(name: str) -> None:
     swept = shown(name)
-    number = int(swept.table["cpu_overhead_percent"].argmax())
+    # Not the busiest: that is Difference Engine in the comparison, which takes minutes.
+    number = int(swept.table["cpu_overhead_percent"].argsort().iloc[-2])
 
     summary = sim.run(asked(name).points[number].scenario).summary
 
