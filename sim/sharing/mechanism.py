@@ -6,6 +6,7 @@ number of `Source`s, which share pages where they come from (`source.py`).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
@@ -117,9 +118,9 @@ class InPasses(Scans):
     splits: ClassVar[bool] = False
     """Whether huge pages are taken apart for a page that can be shared, or left alone."""
 
+    @abstractmethod
     def following(self, began: int | None) -> int | None:
         """When (ns) the pass after the one that *began* then begins, or the first one; None for never."""
-        raise NotImplementedError
 
     def groups(self, guests: Sequence[Looked]) -> Iterable[npt.NDArray[np.int64]]:
         """For each guest the group of each of its pages, -1 to leave it alone: equal pages of a group share a frame.
@@ -155,9 +156,9 @@ class Source(Mechanism):
     beside: ClassVar[tuple[str, ...]] = ()
     """Names of the scanners that hosts are known to run beside it."""
 
+    @abstractmethod
     def behaviour(self) -> type[AtSource]:
         """The class that does it; imported when a run begins, for it brings the compiler."""
-        raise NotImplementedError
 
 
 def domain_name(shares_between: SharesBetween, tenant: str | None, guest: str) -> str:
