@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,8 @@ from sim.units import Block, Bytes
 
 FOLDER: Final = Path(__file__).parent / "prices"
 DEFAULT: Final = "emerald-rapids"
+
+Found = TypeVar("Found")
 
 Nanoseconds = Annotated[float, Field(ge=0, le=1e9)]
 Source = Annotated[str, Field(min_length=10)]
@@ -297,11 +299,16 @@ class Prices(Block):
         return round(price.ns * 1000)
 
 
+def _found(prices: Prices, price_of: Callable[[Prices], Found | None]) -> Found:
+    """What this set says, or else the bundled default, which says everything."""
+    found = price_of(prices) or price_of(load(DEFAULT))
+    assert found is not None
+    return found
+
+
 def huge_pages(prices: Prices) -> HugePages:
     """What huge pages cost by this set, or else by the bundled default."""
-    found = prices.huge_pages or load(DEFAULT).huge_pages
-    assert found is not None  # the bundled default has them
-    return found
+    return _found(prices, lambda each: each.huge_pages)
 
 
 def fork(prices: Prices) -> tuple[Price, Price]:
@@ -314,9 +321,7 @@ def fork(prices: Prices) -> tuple[Price, Price]:
 
 def sha1(prices: Prices) -> Price:
     """What the SHA1 of a page costs by this set, or else by the bundled default."""
-    found = prices.sha1 or load(DEFAULT).sha1
-    assert found is not None  # the bundled default has it
-    return found
+    return _found(prices, lambda each: each.sha1)
 
 
 def translation(prices: Prices) -> tuple[Tlb, tuple[Access, ...]]:
@@ -328,9 +333,7 @@ def translation(prices: Prices) -> tuple[Tlb, tuple[Access, ...]]:
 
 def llc(prices: Prices) -> Llc:
     """The last-level cache by this set, or else by the bundled default."""
-    found = prices.llc or load(DEFAULT).llc
-    assert found is not None  # the bundled default has one
-    return found
+    return _found(prices, lambda each: each.llc)
 
 
 def compressor(prices: Prices, algorithm: str) -> Compressor:
@@ -347,9 +350,7 @@ def small_pages(prices: Prices) -> SmallPages:
 
 def paging(prices: Prices) -> Paging:
     """What swapping costs, the device apart, by this set, or else by the bundled default."""
-    found = prices.paging or load(DEFAULT).paging
-    assert found is not None  # the bundled default has it
-    return found
+    return _found(prices, lambda each: each.paging)
 
 
 def look(prices: Prices) -> Price:
@@ -361,9 +362,7 @@ def look(prices: Prices) -> Price:
 
 def swap_device(prices: Prices) -> SwapDevice:
     """How fast a swap file is by this set, or else by the bundled default."""
-    found = prices.swap or load(DEFAULT).swap
-    assert found is not None  # the bundled default has one
-    return found
+    return _found(prices, lambda each: each.swap)
 
 
 def submission(prices: Prices) -> float:
@@ -379,9 +378,7 @@ def submission(prices: Prices) -> float:
 
 def write(prices: Prices) -> Price:
     """What a write to a page that is not shared takes, by this set, or else by the bundled default."""
-    found = prices.write or load(DEFAULT).write
-    assert found is not None  # the bundled default has it
-    return found
+    return _found(prices, lambda each: each.write)
 
 
 def drop(prices: Prices) -> Price:
