@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -15,19 +16,17 @@ from sim.cost import prices as price_sets
 from sim.cost.prices import Prices
 from sim.cost.translation import LOOK_EVERY, Runner, Walks
 from sim.errors import At, Several
-from sim.memory.access import Kind, by_activity, groups, numbered
-from sim.memory.guest import Advice, Burst, Vm
+from sim.memory.catalogue import Catalogue, saved
+from sim.memory.guest import Activity, Advice, Burst, Vm
 from sim.memory.huge import Daemon, Hugetlbfs, Thp
 from sim.memory.image import (
     OWN,
     UNTOUCHED,
-    Capture,
     Captured,
     ContentSpace,
     Domain,
     PageNumbers,
     Synthetic,
-    load_capture,
 )
 from sim.reclaim.balloon import REPORT_EVERY, Ballooning, FreePages, MomBalloon, Sizes
 from sim.reclaim.commit import Commit
@@ -55,6 +54,8 @@ Steps = Generator[Any, Any, None]
 Column = Sequence[str] | np.ndarray[Any, np.dtype[Any]]
 
 _FRESH: Final = -1
+_NOTHING: Final = -1
+"""Before the start: time up to which nothing is done."""
 _OTHER_USES: Final = ("metadata", "reserved", "pool", "writeback")
 _AVERAGES: Final = tuple(f"psi_{kind}_avg{window}" for kind in ("some", "full") for window in (10, 60, 300))
 _STEP: Final = 5 * SECOND
@@ -117,6 +118,11 @@ class Host(Sharing, _Hardware):
     def price_set(self) -> Prices:
         """What work costs."""
         return price_sets.load(self.prices, self._folder)
+
+    def version(self, pool: str, start: int) -> int:
+        """Which version of a saved segment a guest has that starts then; 0 the first, or what is no such segment."""
+        segments = self.saved_segments.segments if self.saved_segments else {}
+        return segments[pool].version(start) if pool in segments else 0
 
     def domain_of(self, vm: Vm, guest: str) -> str:
         """Name of the domain of a guest: pages are shared within it, and between no two."""
@@ -225,8 +231,12 @@ class Guest:
     """What its pages held at the start, if a burst brings that back."""
     free_pages: FreePages | None = None
     """What it does not use, if it ever gives that to the host."""
-    freed: simpy.Event | None = None
-    """It frees pages that it will report."""
+    freed: bool = True
+    """Whether it has pages free that it did not report yet."""
+    frees: simpy.Event | None = None
+    """It frees pages, and has reported all that it had free before."""
+    reports_at: int | None = None
+    """When it reports free pages next."""
     reported: int = 0
     """Pages that the host took because the guest reported them as free."""
     fork_ns: int = 0
@@ -286,8 +296,12 @@ class Machine:
     def __init__(
         self, host: Host, name: str, assignments: Sequence[Assignment], *, seed: int, duration: int, sample_every: int,
         progress: Callable[[int], None] | None = None, make_scanner: Callable[..., Room] | None = None,
+        catalogue: Catalogue | None = None,
     ) -> None:  # fmt: skip
-        """Times are in ns; *progress* is told the host time now and then; *make_scanner* may put in an observer."""
+        """Times are in ns; *progress* is told the host time now and then; *make_scanner* may put in an observer.
+
+        A *catalogue* that is given knows more guests than these; otherwise one of these alone is made.
+        """
         import simpy
 
         from sim.sharing.declared import Declared
@@ -306,34 +320,32 @@ class Machine:
         self.samples = _Rows()
         self.scans = _Rows()
         self.events: list[dict[str, object]] = []
-        self.space = ContentSpace()
+        self.catalogue = catalogue or Catalogue(seed, duration, host.version)
         self.guests = [self._guest(each, index) for index, each in enumerate(assignments)]
+        if catalogue is None:
+            self.catalogue.register(self.guests)
         self.oom_kills = 0
         self.promised = 0
         self.committed = 0
         self.running = 0
         self.families = ContentSpace()
-        self.captures = self._load_captures()
         self.origins: dict[str, int] = {}
         """Numbers of pools that are declared to be shared."""
-        self.commons: dict[str, Int32] = {}
-        """Contents that several captures of a data set have."""
-        self.layouts: dict[str, Mapping[str, PageNumbers]] = {}
         self.khugepaged = Daemon(host.thp.khugepaged)
         self.khugepaged_ns = 0
+        self.collapses_at = self._khugepaged_sleeps
         self.psi = Averages(), Averages()
+        tuner = host.ksmtuned or host.mom
+        self.tuner = tuner.start() if tuner else None
+        self.ballooning = Ballooning(host.balloon, host.memory) if host.balloon else None
         self.hugetlb_taken = 0
-        self.walks = Walks(self.prices, cores=host.cores, guests=len(self.guests))
-        own = {(guest.vm.name, guest.domain): guest for guest in self.guests if not guest.vm.fork_of}.values()
-        self.classes = numbered(kind for guest in own for kind, _ in self._accesses_of(guest))
-        rates = self._access_table()
-        self.read_files = self._reserve_files()
-        contents = self._reserve_contents()
+        guests, pages, contents = self._room()
+        self.walks = Walks(self.prices, cores=host.cores, guests=guests)
         behaviour = host.scanner.behaviour()
         make: Callable[..., Room] = make_scanner or behaviour
         site = Site(
-            kernel=self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=self._most_pages(),
-            guests=len(self.guests), contents=contents, nodes=host.numa_nodes, rates=rates,
+            kernel=self.kernel, hz=host.hz, frames=host.memory // PAGE_BYTES, pages=pages,
+            guests=guests, contents=contents, nodes=host.numa_nodes, rates=self.catalogue.rates,
             key=key(seed, "host", name), work_ps=self._work_prices(behaviour.WORK),
             split_ps=round(self.huge_prices.split.ns * 1000),
             cold_milli=round(self.prices.cold_caches.factor * 1000), squeeze=self._squeeze(),
@@ -344,130 +356,32 @@ class Machine:
             at_source = each.behaviour()
             paid = replace(site, work_ps=self._work_prices(at_source.WORK))
             self.scanner.sources.append(at_source(each, self.scanner, paid))
-        if host.pfcache is None and any(guest.vm.kernel == "shared" for guest in self.guests):
+        if host.pfcache is None and any(vm.kernel == "shared" for vm in self.catalogue.kinds):
             self.scanner.sources.append(Declared(None, self.scanner, site))
 
     def _guest(self, each: Assignment, index: int) -> Guest:
         node = (each.vm.numa_node if each.vm.numa_node is not None else index) % self.host.numa_nodes
-        domain = self.space.domain(self.host.domain_of(each.vm, each.name))
+        domain = self.catalogue.space.domain(self.host.domain_of(each.vm, each.name))
         return Guest(each.name, each.vm, index, each.number, each.start, each.stop, node, domain)
 
     # --- what is known before the run -----------------------------------------------------------------------------
 
-    def _load_captures(self) -> dict[Path, Capture]:
-        captures: dict[Path, Capture] = {}
-        used: dict[tuple[Domain, str], set[Path]] = {}
-        for guest in self.guests:
-            image = guest.vm.content
-            if isinstance(image, Captured) and not guest.vm.fork_of:
-                captures[image.path] = load_capture(image.path)
-                used.setdefault((guest.domain, image.data_set_name), set()).add(image.path)
-        for (domain, name), paths in used.items():
-            numbers = [captures[path].numbers for path in paths]
-            domain.add_data_set(name, numbers[0] if len(numbers) == 1 else np.unique(np.concatenate(numbers)))
-        return captures
-
-    def _access_table(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """What `Memory.rates` says of each class of accesses."""
-        from sim.memory.pages import (
-            ACCESS_COLUMNS,
-            FROM_DISK,
-            LOOP_FIRST,
-            LOOP_PAGES,
-            LOWEST,
-            PERIOD,
-            READS,
-            SPAN,
-            WRITES,
-        )  # fmt: skip
-
-        table = np.zeros((len(self.classes) + 1, ACCESS_COLUMNS))
-        domains = {guest.domain.number: guest.domain for guest in self.guests}
-        for kind, number in self.classes.items():
-            table[number, [WRITES, READS]] = kind.writes / SECOND, kind.reads / SECOND
-            table[number, [PERIOD, LOOP_FIRST, LOOP_PAGES]] = kind.period, kind.first, kind.pages
-            if kind.leaves == "zero":
-                table[number, SPAN] = 1
-            elif kind.leaves != "unique":
-                domain = domains[kind.domain]
-                contents = domain.pool(kind.leaves, self._pool_sizes().get((domain, kind.leaves), 1))
-                table[number, [LOWEST, SPAN]] = contents[0], len(contents)
-                table[number, FROM_DISK] = kind.file
-        return table
-
-    def _places_of(self, vm: Vm) -> Mapping[str, PageNumbers]:
-        """The pages of each part of the image of a kind of guest."""
-        if vm.name not in self.layouts:
-            image = vm.content
-            if isinstance(image, Captured):
-                capture = self.captures[image.path]
-                changes = [pages for _, pages, _ in capture.changes]
-                touched = np.unique(np.concatenate([np.flatnonzero(capture.first != UNTOUCHED), *changes]))
-                self.layouts[vm.name] = {"": by_activity(changes, touched)} if image.reads else {}
-            else:
-                self.layouts[vm.name] = dict(image.layout(vm.memory, self.seed, vm.name))
-        return self.layouts[vm.name]
-
-    def _accesses_of(self, guest: Guest) -> Iterator[tuple[Kind, PageNumbers]]:
-        """Which of the guest's pages are accessed at random, by class."""
-        for kind, pages in groups(guest.vm.content, self._places_of(guest.vm)):
-            yield kind.within(guest.domain.number), pages
-
-    def _pool_sizes(self) -> dict[tuple[Domain, str], int]:
-        sizes: dict[tuple[Domain, str], int] = {}
-        for guest in self.guests:
-            image = guest.vm.content
-            if isinstance(image, Synthetic) and not guest.vm.fork_of:
-                for pool, pages in image.pool_pages(guest.vm.memory):
-                    for name in {pool, _saved(pool, self._version(pool, guest.start))}:
-                        sizes[guest.domain, name] = max(sizes.get((guest.domain, name), 0), pages)
-        return sizes
-
-    def _reserve_contents(self) -> int:
-        """Contents that the run can ever name: pools, captures, duplicates, and what forks give a number."""
-        for (domain, pool), pages in self._pool_sizes().items():
-            domain.pool(pool, pages)
-        later = 0
-        for guest in self.guests:
-            image = guest.vm.content
-            if guest.vm.fork_of:
-                later += guest.vm.pages
-            elif isinstance(image, Synthetic):
-                later += image.duplicate_contents(guest.vm.memory)
-        return self.space.count + later
-
-    def _reserve_files(self) -> dict[tuple[str, int], int]:
-        """First content of the files that the bursts of a part, of that number, ever read."""
-        most: dict[tuple[str, int], int] = {}
-        for guest in self.guests:
-            for number, burst in enumerate(guest.vm.bursts):
-                if burst.leaves == "files":
-                    pages = len(self._places_of(self._own(guest.vm))[burst.part])
-                    turns = 1 + (max(self.duration - burst.at, 0) // burst.every if burst.every else 0)
-                    name = burst.part, number
-                    most[name] = max(most.get(name, 0), turns * round(burst.share * pages))
-        return {name: self.space.some(contents) for name, contents in most.items()}
-
-    def _own(self, vm: Vm) -> Vm:
-        """The kind of guest whose image a kind has: its own, or that of its parent."""
-        return next(each.vm for each in self.guests if each.vm.name == vm.fork_of) if vm.fork_of else vm
-
-    def _most_pages(self) -> int:
-        """Pages, in whole blocks, that guests hold at the busiest moment."""
+    def _room(self) -> tuple[int, int, int]:
+        """Guests, their pages in whole blocks at the busiest moment, and contents that there must be room for."""
         from sim.memory.pages import BLOCK
         from sim.sharing.room import blocks_of
 
         changes = [(guest.start, blocks_of(guest.vm.pages)) for guest in self.guests]
         changes += [(guest.stop, -blocks_of(guest.vm.pages)) for guest in self.guests if guest.stop < self.duration]
         held = np.cumsum([change for _, change in sorted(changes)])
-        return int(held.max(initial=0)) * BLOCK
+        return len(self.guests), int(held.max(initial=0)) * BLOCK, self.catalogue.contents
 
     def _squeeze(self) -> Squeeze | None:
         """How the host reclaims memory, if anything ever makes it do so."""
         from sim.sharing.room import Squeeze
 
         swap, algorithm = self.host.swap, self._compressor()
-        keeps_all = not self.host.scanner.packs and all(guest.vm.memory_limit is None for guest in self.guests)
+        keeps_all = not self.host.scanner.packs and all(vm.memory_limit is None for vm in self.catalogue.kinds)
         if swap is None and keeps_all:
             return None
         return Squeeze(
@@ -504,22 +418,7 @@ class Machine:
         for guest in self.guests:
             env.process(self._live(guest))
         env.process(self._sample())
-        if self.host.ksm and self.host.ksm.changes:
-            env.process(self._change_settings(self.host.ksm.changes))
-        if self.host.thp.enabled != "never":
-            env.process(self._collapse())
-        if self._squeeze():
-            env.process(self._average())
-        for source in self.scanner.sources:
-            if source.every:
-                env.process(self._act(source, source.every))
-        if self.host.balloon:
-            env.process(self._balloon(self.host.balloon))
-        tuner = self.host.ksmtuned or self.host.mom
-        if tuner:
-            env.process(self._tune(tuner))
-        if any(guest.vm.load for guest in self.guests):
-            env.process(self._look())
+        self._work(0)
         while env.peek() <= self.duration:
             self._wait(int(env.peek()))
             env.step()
@@ -536,6 +435,32 @@ class Machine:
         # Guests that still wait keep this object alive; its arrays are most of what a run needs.
         del self.scanner
         return report
+
+    def _work(self, done: int) -> None:
+        """Let everything that works on the host by itself go on after *done*, the time up to which it is done."""
+        env = self.env
+        if self.host.ksm and self.host.ksm.changes:
+            env.process(self._change_settings(self.host.ksm.changes, done))
+        if self.host.thp.enabled != "never":
+            env.process(self._collapse())
+        if self._squeeze():
+            env.process(self._every(EVERY, self._average, done))
+        for source in self.scanner.sources:
+            if source.every:
+                env.process(self._every(source.every, partial(self._act, source), done))
+        if self.host.balloon:
+            env.process(self._every(self.host.balloon.main_loop_interval, self._balloon, done))
+        if self.tuner:
+            env.process(self._every(self.tuner.every, self._tune, done))
+        if any(vm.load for vm in self.catalogue.kinds):
+            env.process(self._look())
+
+    def _every(self, period: int, act: Callable[[], None], done: int) -> Steps:
+        """Act at every multiple of *period* after *done*."""
+        yield self.env.timeout(period - done % period)
+        while True:
+            act()
+            yield self.env.timeout(period)
 
     def _wait(self, until: int) -> None:
         """Let ksmd work up to *until*, in steps short enough for an interruption to be heard between two of them."""
@@ -567,21 +492,29 @@ class Machine:
             yield self.env.timeout(guest.start)
         elif guest.vm.fork_of:
             yield self.env.timeout(0)
-        if not self._start(guest):
-            return
+        if self._start(guest):
+            self._go_on(guest, _NOTHING)
+            yield from self._expire(guest)
+
+    def _go_on(self, guest: Guest, done: int) -> None:
+        """Let a guest do what it has to do after *done*, the time up to which it has done it."""
         vm = guest.vm
         for burst_number, burst in enumerate(vm.bursts):
-            self.env.process(self._burst(guest, burst_number, burst))
+            self.env.process(self._burst(guest, burst_number, burst, done))
         for advice in vm.madvise:
-            self.env.process(self._advise(guest, advice))
+            if guest.start + advice.at > done:
+                self.env.process(self._advise(guest, advice))
         if vm.activity:
-            self.env.process(self._vary(guest))
+            self.env.process(self._vary(guest, vm.activity, done))
         if vm.free_page_reporting:
             self.env.process(self._report(guest))
         if not vm.fork_of and isinstance(vm.content, Captured):
-            self.env.process(self._replay(guest, vm.content))
+            self.env.process(self._replay(guest, vm.content, done))
+
+    def _expire(self, guest: Guest) -> Steps:
+        """Stop a guest when its time has come."""
         if guest.stop < self.duration:
-            yield self.env.timeout(guest.stop - guest.start)
+            yield self.env.timeout(guest.stop - self.env.now)
             if guest.running:
                 self._finish(guest, guest.stop)
                 self._leave(guest, "stopped", guest.stop)
@@ -626,8 +559,8 @@ class Machine:
             guest.free_pages = FreePages(self._free_of(guest))
         self.scanner.set_accesses(guest.index, accesses)
         if algorithm := self._compressor():
-            image = self.captures[vm.content.path] if isinstance(vm.content, Captured) else vm.content
-            packed = packed_of(image, algorithm, self.seed, guest.name, vm.pages, self._places_of(vm))
+            image = self.catalogue.captures[vm.content.path] if isinstance(vm.content, Captured) else vm.content
+            packed = packed_of(image, algorithm, self.seed, guest.name, vm.pages, self.catalogue.places_of(vm))
             self.scanner.set_packed(guest.index, packed)
         if self.host.scanner.wants_similar and isinstance(vm.content, Synthetic):
             families = self.families.domain(str(guest.domain.number))
@@ -666,7 +599,7 @@ class Machine:
         small, huge = self.scanner.table_entries(parent.index)
         for_page, for_huge = price_sets.fork(self.prices)
         guest.fork_ns = round(small * for_page.ns + huge * for_huge.ns)
-        self.space.count = self.scanner.fork(parent.index, guest.index, self.space.count, now)
+        self.catalogue.space.count = self.scanner.fork(parent.index, guest.index, self.catalogue.space.count, now)
         for each in (parent, guest):
             self.scanner.delay(each.index, guest.fork_ns, now)
 
@@ -691,26 +624,22 @@ class Machine:
         """What the guest's pages hold at its start, and the class of random accesses of each."""
         vm, image = guest.vm, guest.vm.content
         accesses = np.zeros(vm.pages, np.uint16)
-        places = self._places_of(vm)
-        for kind, pages in self._accesses_of(guest):
-            accesses[pages] = self.classes[kind]
+        places = self.catalogue.places_of(vm)
+        for kind, pages in self.catalogue.accesses_of(vm, guest.domain):
+            accesses[pages] = self.catalogue.classes[kind]
             guest.expected_writes += len(pages) * kind.writes
         if isinstance(image, Captured):
-            capture = self.captures[image.path]
+            capture = self.catalogue.captures[image.path]
             contents = np.full(vm.pages, UNTOUCHED, np.int32)
             contents[: len(capture.first)] = self._captured_contents(guest, image, capture.first, OWN)
             return contents, accesses
         guest.places = dict(places)
         contents = image.contents(vm.memory, guest.places, guest.domain)
         for part in image.parts:
-            if part.pool and (version := self._version(part.pool, guest.start)):
-                contents[places[part.name]] = guest.domain.pool(_saved(part.pool, version), len(places[part.name]))
+            if part.pool and (version := self.host.version(part.pool, guest.start)):
+                where = places[part.name]
+                contents[where] = guest.domain.pool(saved(part.pool, version), len(where))
         return contents, accesses
-
-    def _version(self, pool: str, start: int) -> int:
-        """Which version of a saved segment a guest has that starts then; 0 the first, or what is no such segment."""
-        segments = self.host.saved_segments.segments if self.host.saved_segments else {}
-        return segments[pool].version(start) if pool in segments else 0
 
     def _files_of(self, vm: Vm) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of the guest's pages hold what was read from files when it starts."""
@@ -719,11 +648,11 @@ class Machine:
         if vm.fork_of:
             return files
         if isinstance(image, Captured):
-            first = self.captures[image.path].first
-            files[: len(first)] = self._of_files(image, first)
+            first = self.catalogue.captures[image.path].first
+            files[: len(first)] = self.catalogue.of_files(image, first)
         else:
             for part in image.parts:
-                files[self._places_of(vm)[part.name]] = part.file
+                files[self.catalogue.places_of(vm)[part.name]] = part.file
         return files
 
     def _origins_of(self, vm: Vm) -> Int32:
@@ -734,24 +663,16 @@ class Machine:
         image, segments = vm.content, self.host.saved_segments
         origins = np.zeros(vm.pages, np.int32)
         if isinstance(image, Captured):
-            first = self.captures[image.path].first
-            origins[: len(first)] = np.where(self._of_files(image, first), first, 0) if segments is None else 0
+            first = self.catalogue.captures[image.path].first
+            origins[: len(first)] = np.where(self.catalogue.of_files(image, first), first, 0) if segments is None else 0
             return origins
         for part in image.parts:
             file = vm.kernel == "shared" and part.file
             if part.pool and (file or (segments and segments.shared(part.pool))):
-                origins[self._places_of(vm)[part.name]] = -1 - self.origins.setdefault(part.pool, len(self.origins))
+                origins[self.catalogue.places_of(vm)[part.name]] = -1 - self.origins.setdefault(
+                    part.pool, len(self.origins)
+                )
         return origins
-
-    def _of_files(self, image: Captured, captured: Int64) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which contents of a capture were read from files: those that another one of its data set has too."""
-        if image.data_set_name not in self.commons:
-            images = {each.vm.content.path for each in self.guests if isinstance(each.vm.content, Captured)
-                      and not each.vm.fork_of and each.vm.content.data_set_name == image.data_set_name}  # fmt: skip
-            found = [self.captures[path].numbers for path in sorted(images)]
-            contents, captures = np.unique(np.concatenate(found), return_counts=True)
-            self.commons[image.data_set_name] = contents[captures > 1]
-        return np.isin(captured, self.commons[image.data_set_name])
 
     def _free_of(self, guest: Guest) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which pages the guest has free when it starts."""
@@ -759,7 +680,7 @@ class Machine:
         if isinstance(image, Synthetic):
             return image.free(guest.vm.memory, guest.places)
         free = np.ones(guest.vm.pages, np.bool_)
-        capture = self.captures[image.path]
+        capture = self.catalogue.captures[image.path]
         free[: len(capture.free)] = capture.free
         return free
 
@@ -772,37 +693,45 @@ class Machine:
 
     def _diverging(self, guest: Guest, image: Captured) -> np.ndarray[Any, np.dtype[np.bool_]]:
         if "diverging" not in guest.places:
-            pages = len(self.captures[image.path].first)
+            pages = len(self.catalogue.captures[image.path].first)
             draws = generator(self.seed, "diverge", guest.name).random(pages)
             guest.places["diverging"] = np.flatnonzero(draws < image.diverge)
-        mask = np.zeros(len(self.captures[image.path].first), np.bool_)
+        mask = np.zeros(len(self.catalogue.captures[image.path].first), np.bool_)
         mask[guest.places["diverging"]] = True
         return mask
 
-    def _replay(self, guest: Guest, image: Captured) -> Steps:
-        """Write what the captured guest wrote, at the time of each snapshot."""
-        capture = self.captures[image.path]
-        began = int(self.env.now)
+    def _replay(self, guest: Guest, image: Captured, done: int) -> Steps:
+        """Write what the captured guest wrote, at the time of each snapshot after *done*."""
+        capture = self.catalogue.captures[image.path]
         for time, pages, captured in capture.changes:
-            yield self.env.timeout(began + time - self.env.now)
+            if guest.start + time <= done:
+                continue
+            yield self.env.timeout(guest.start + time - self.env.now)
             if not guest.running:
                 return
             contents = self._captured_contents(guest, image, captured, _FRESH)
             if guest.index in self.scanner.files:
-                self.scanner.files[guest.index][pages] = self._of_files(image, captured)
+                self.scanner.files[guest.index][pages] = self.catalogue.of_files(image, captured)
             if guest.vm.kernel == "shared":
-                self.scanner.origins[guest.index][pages] = np.where(self._of_files(image, captured), captured, 0)
+                self.scanner.origins[guest.index][pages] = np.where(
+                    self.catalogue.of_files(image, captured), captured, 0
+                )
             if image.diverge:
                 contents[self._diverging(guest, image)[pages]] = _FRESH
             if not self._write(guest, pages, contents):
                 return
 
-    def _burst(self, guest: Guest, number: int, burst: Burst) -> Steps:
-        began = int(self.env.now)
+    def _burst(self, guest: Guest, number: int, burst: Burst, done: int) -> Steps:
+        """Do all bursts of a kind after *done*."""
+        first = guest.start + burst.at
         where = guest.places[burst.part]
         times = 0
+        if first <= done:
+            if burst.every is None:
+                return
+            times = (done - first) // burst.every + 1
         while True:
-            yield self.env.timeout(began + burst.at + times * (burst.every or 0) - self.env.now)
+            yield self.env.timeout(first + times * (burst.every or 0) - self.env.now)
             if not guest.running:
                 return
             pages = where
@@ -821,7 +750,7 @@ class Machine:
     def _burst_contents(self, guest: Guest, number: int, times: int, pages: PageNumbers) -> Int32:
         burst = guest.vm.bursts[number]
         if burst.leaves == "files":
-            first = self.read_files[burst.part, number] + times * len(pages)
+            first = self.catalogue.files[burst.part, number] + times * len(pages)
             return np.arange(first, first + len(pages), dtype=np.int32)
         if burst.leaves == "original":
             assert guest.original is not None  # kept because of this burst
@@ -829,7 +758,7 @@ class Machine:
         return np.full(len(pages), _FRESH if burst.leaves == "unique" else 0, np.int32)
 
     def _advise(self, guest: Guest, advice: Advice) -> Steps:
-        yield self.env.timeout(advice.at)
+        yield self.env.timeout(guest.start + advice.at - self.env.now)
         if not guest.running:
             return
         now, mergeable = int(self.env.now), advice.advice == "mergeable"
@@ -838,13 +767,10 @@ class Machine:
                 self._note(guest, "madvise-refused", f"EAGAIN: no frame to unmerge into ({advice.part or 'all'})")
                 return
 
-    def _vary(self, guest: Guest) -> Steps:
-        activity = guest.vm.activity
-        assert activity is not None  # the process is only started with one
-        began = int(self.env.now)
-        step = 1
+    def _vary(self, guest: Guest, activity: Activity, done: int) -> Steps:
+        step = max(done - guest.start, 0) // activity.every + 1
         while activity.repeat or step < len(activity.levels):
-            yield self.env.timeout(began + step * activity.every - self.env.now)
+            yield self.env.timeout(guest.start + step * activity.every - self.env.now)
             if not guest.running:
                 return
             self._account_writes(guest, int(self.env.now))
@@ -871,36 +797,38 @@ class Machine:
         """The guest's kernel puts pages on its list of free ones."""
         if guest.free_pages:
             guest.free_pages.give(pages)
-        if guest.freed and not guest.freed.triggered:
-            guest.freed.succeed()
+        guest.freed = True
+        if guest.frees and not guest.frees.triggered:
+            guest.frees.succeed()
 
     def _report(self, guest: Guest) -> Steps:
         """Free page reporting: every two seconds a part of what is free, until all is told."""
         assert guest.free_pages is not None  # it has them because it reports
-        while True:
-            guest.freed = self.env.event()
-            yield self.env.timeout(REPORT_EVERY)
-            while guest.running and len(pages := guest.free_pages.report(self.scanner.backed(guest.index))):
+        while guest.running:
+            if guest.reports_at is None:
+                if not guest.freed:
+                    guest.frees = self.env.event()
+                    yield guest.frees
+                guest.freed = False
+                guest.reports_at = int(self.env.now) + REPORT_EVERY
+            yield self.env.timeout(guest.reports_at - self.env.now)
+            guest.reports_at = None
+            if guest.running and len(pages := guest.free_pages.report(self.scanner.backed(guest.index))):
                 self.scanner.discard(guest.index, pages)
                 guest.reported += len(pages)
-                yield self.env.timeout(REPORT_EVERY)
-            if not guest.running:
-                return
-            yield guest.freed
+                guest.reports_at = int(self.env.now) + REPORT_EVERY
 
-    def _balloon(self, rules: MomBalloon) -> Steps:
+    def _balloon(self) -> None:
         """MOM: looks at the host and its guests, and sets the sizes of their balloons."""
-        daemon = Ballooning(rules, self.host.memory)
-        while True:
-            yield self.env.timeout(rules.main_loop_interval)
-            guests = {}
-            for guest in self.guests:
-                if guest.running and guest.free_pages and guest.vm.balloon:
-                    sizes = Sizes(guest.vm.balloon.min // PAGE_BYTES, guest.vm.pages)
-                    guests[guest.index] = guest.free_pages, sizes
-            free, _ = self.scanner.usage()
-            for index, wanted in daemon.look(free, guests).items():
-                self.scanner.discard(index, guests[index][0].resize(wanted, self.scanner.backed(index)))
+        assert self.ballooning is not None  # or it would not be asked
+        guests = {}
+        for guest in self.guests:
+            if guest.running and guest.free_pages and guest.vm.balloon:
+                sizes = Sizes(guest.vm.balloon.min // PAGE_BYTES, guest.vm.pages)
+                guests[guest.index] = guest.free_pages, sizes
+        free, _ = self.scanner.usage()
+        for index, wanted in self.ballooning.look(free, guests).items():
+            self.scanner.discard(index, guests[index][0].resize(wanted, self.scanner.backed(index)))
 
     def _try(self, guest: Guest, ask: Callable[[], None]) -> bool:
         """Let the guest ask for frames; while there are none, somebody dies. Returns whether it lives."""
@@ -966,8 +894,8 @@ class Machine:
 
     # --- settings -------------------------------------------------------------------------------------------------
 
-    def _change_settings(self, changes: Sequence[KsmChange]) -> Steps:
-        for change in sorted(changes, key=lambda each: each.at):
+    def _change_settings(self, changes: Sequence[KsmChange], done: int) -> Steps:
+        for change in sorted((each for each in changes if each.at > done or done == 0), key=lambda each: each.at):
             yield self.env.timeout(change.at - self.env.now)
             for name, value in change.knobs():
                 self._set(name, value)
@@ -982,22 +910,24 @@ class Machine:
         else:
             self._note(None, "setting", f"{name} = {value}")
 
+    @property
+    def _khugepaged_sleeps(self) -> int:
+        """How long khugepaged sleeps (ns): a timer tick at least."""
+        return max(self.host.thp.khugepaged.scan_sleep_millisecs * MILLISECOND, SECOND // self.host.hz)
+
     def _collapse(self) -> Steps:
-        """khugepaged: sleeps, a timer tick at least, and works; its work takes effect at once and its time after it."""
-        sleep = max(self.host.thp.khugepaged.scan_sleep_millisecs * MILLISECOND, SECOND // self.host.hz)
+        """khugepaged: sleeps and works; its work takes effect at once and its time after it."""
         while True:
-            yield self.env.timeout(sleep)
+            yield self.env.timeout(self.collapses_at - self.env.now)
             looked, made = self.scanner.wake_khugepaged(self.khugepaged, int(self.env.now))
             spent = round(looked * self.huge_prices.look.ns + made * self.huge_prices.collapse.ns)
             self.khugepaged_ns += spent
-            yield self.env.timeout(spent)
+            self.collapses_at += spent + self._khugepaged_sleeps
 
-    def _average(self) -> Steps:
+    def _average(self) -> None:
         """Keep the averages of pressure stall information."""
-        while True:
-            yield self.env.timeout(EVERY)
-            for averages, total in zip(self.psi, self.scanner.pressure(int(self.env.now)), strict=True):
-                averages.update(total)
+        for averages, total in zip(self.psi, self.scanner.pressure(int(self.env.now)), strict=True):
+            averages.update(total)
 
     def _look(self) -> Steps:
         """See now and then in what pages the guests run, whatever the time between two samples."""
@@ -1011,20 +941,16 @@ class Machine:
         """Size of the pages of hugetlbfs that the guest has, if it has such."""
         return self.host.hugetlbfs.size if self.host.hugetlbfs and vm.huge_pages == "hugetlbfs" else None
 
-    def _act(self, source: AtSource, every: int) -> Steps:
+    def _act(self, source: AtSource) -> None:
         """Let a source of shared pages do what it does every so often."""
-        while True:
-            yield self.env.timeout(every)
-            source.act(int(self.env.now))
+        source.act(int(self.env.now))
 
-    def _tune(self, tuner: Ksmtuned | Mom) -> Steps:
-        daemon = tuner.start()
-        while True:
-            yield self.env.timeout(daemon.every)
-            free, committed = self.scanner.usage()
-            choice = daemon.look(Usage(total=self.host.memory, free=free, committed=committed))
-            if choice:
-                self._apply(choice)
+    def _tune(self) -> None:
+        assert self.tuner is not None  # or it would not be asked
+        free, committed = self.scanner.usage()
+        choice = self.tuner.look(Usage(total=self.host.memory, free=free, committed=committed))
+        if choice:
+            self._apply(choice)
 
     def _apply(self, choice: Choice) -> None:
         wanted = {"pages_to_scan": choice.pages_to_scan, "sleep_millisecs": choice.sleep_millisecs, "run": choice.run}
@@ -1105,11 +1031,6 @@ class Machine:
             "pages_written": guest.pages_written,
             "tlb_slowdown_percent": self.walks.slowdown_percent(guest.index),
         }
-
-
-def _saved(segment: str, version: int) -> str:
-    """The pool that holds a version of a saved segment."""
-    return f"{segment}, saved anew {version}" if version else segment
 
 
 def _ranges(guest: Guest, part: str | None) -> Iterator[tuple[int, int]]:
