@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -58,8 +58,6 @@ _NOTHING: Final = -1
 """Before the start: time up to which nothing is done."""
 _OTHER_USES: Final = ("metadata", "reserved", "pool", "writeback")
 _AVERAGES: Final = tuple(f"psi_{kind}_avg{window}" for kind in ("some", "full") for window in (10, 60, 300))
-_STEP: Final = 5 * SECOND
-"""Most simulated time (ns) that ksmd works in one compiled call."""
 
 
 class _Hardware(Block):
@@ -276,7 +274,7 @@ class Report:
 
 
 @dataclass
-class _Rows:
+class Rows:
     """Rows of counters as the scanner logged them, with what it does not know."""
 
     logs: list[Int64] = field(default_factory=list)
@@ -292,6 +290,9 @@ class _Rows:
 
 class Machine:
     """A running host."""
+
+    STEP: ClassVar[int] = 5 * SECOND
+    """Most simulated time (ns) that ksmd works in one compiled call."""
 
     def __init__(
         self, host: Host, name: str, assignments: Sequence[Assignment], *, seed: int, duration: int, sample_every: int,
@@ -317,8 +318,8 @@ class Machine:
         self.prices: Prices = host.price_set
         self.huge_prices = price_sets.huge_pages(self.prices)
         self.kernel: Kernel = kernel(host.kernel)
-        self.samples = _Rows()
-        self.scans = _Rows()
+        self.samples = Rows()
+        self.scans = Rows()
         self.events: list[dict[str, object]] = []
         self.catalogue = catalogue or Catalogue(seed, duration, host.version)
         self.guests = [self._guest(each, index) for index, each in enumerate(assignments)]
@@ -412,13 +413,15 @@ class Machine:
     def run(self) -> Report:
         """Simulate the host's whole time."""
         env = self.env
-        if self.host.hugetlbfs:
-            self.scanner.reserve(self.host.hugetlbfs.bytes // PAGE_BYTES)
-        self.scanner.begin()
+        self._begin()
         for guest in self.guests:
             env.process(self._live(guest))
         env.process(self._sample())
         self._work(0)
+        if self._squeeze():
+            env.process(self._every(EVERY, self._average, 0))
+        if any(vm.load for vm in self.catalogue.kinds):
+            env.process(self._look())
         while env.peek() <= self.duration:
             self._wait(int(env.peek()))
             env.step()
@@ -426,8 +429,8 @@ class Machine:
             if guest.running:
                 self._finish(guest, int(env.now))
         report = Report(
-            samples=self._columns(self.samples),
-            scans=self._columns(self.scans),
+            samples=self._table(self.samples),
+            scans=self._table(self.scans),
             guests=[self._row_of(each) for each in self.guests if each.started],
             events=self.events,
             work=self.scanner.work_done(),
@@ -436,6 +439,11 @@ class Machine:
         del self.scanner
         return report
 
+    def _begin(self) -> None:
+        if self.host.hugetlbfs:
+            self.scanner.reserve(self.host.hugetlbfs.bytes // PAGE_BYTES)
+        self.scanner.begin()
+
     def _work(self, done: int) -> None:
         """Let everything that works on the host by itself go on after *done*, the time up to which it is done."""
         env = self.env
@@ -443,8 +451,6 @@ class Machine:
             env.process(self._change_settings(self.host.ksm.changes, done))
         if self.host.thp.enabled != "never":
             env.process(self._collapse())
-        if self._squeeze():
-            env.process(self._every(EVERY, self._average, done))
         for source in self.scanner.sources:
             if source.every:
                 env.process(self._every(source.every, partial(self._act, source), done))
@@ -452,8 +458,6 @@ class Machine:
             env.process(self._every(self.host.balloon.main_loop_interval, self._balloon, done))
         if self.tuner:
             env.process(self._every(self.tuner.every, self._tune, done))
-        if any(vm.load for vm in self.catalogue.kinds):
-            env.process(self._look())
 
     def _every(self, period: int, act: Callable[[], None], done: int) -> Steps:
         """Act at every multiple of *period* after *done*."""
@@ -464,7 +468,7 @@ class Machine:
 
     def _wait(self, until: int) -> None:
         """Let ksmd work up to *until*, in steps short enough for an interruption to be heard between two of them."""
-        for step in range(int(self.env.now) + _STEP, until, _STEP):
+        for step in range(int(self.env.now) + self.STEP, until, self.STEP):
             self._advance(step)
             if self.progress:
                 self.progress(step)
@@ -532,8 +536,18 @@ class Machine:
         if refusal := self._refusal(vm):
             self._note(guest, "not-started", f"{'fork' if vm.fork_of else 'mmap'} gets ENOMEM: {refusal}")
             return False
+        self._enter(guest, now)
+        if parent is not None:
+            self._fork(parent, guest, now)
+            return True
+        contents, accesses = self._image_of(guest)
+        return self._furnish(guest, contents, accesses, now)
+
+    def _enter(self, guest: Guest, now: int) -> None:
+        """Let a guest have its memory here, all of it untouched."""
+        vm = guest.vm
         guest.started = True
-        guest.level = self._level(vm, 0)
+        guest.level = self._level(vm, max(now - guest.start, 0) // vm.activity.every if vm.activity else 0)
         guest.level_since = now
         self.promised += vm.memory
         self.committed += vm.memory if vm.huge_pages != "hugetlbfs" else 0
@@ -548,14 +562,14 @@ class Machine:
             self.scanner.files[guest.index] = self._files_of(vm)
         for source in self.scanner.sources:
             source.started(guest.index, vm)
-        if parent is not None:
-            self._fork(parent, guest, now)
-            return True
+
+    def _furnish(self, guest: Guest, contents: Int32, accesses: UInt16, now: int) -> bool:
+        """Fill a guest's memory, and say what there is to know of it. Returns whether the guest lives."""
+        vm = guest.vm
         self.scanner.set_domain(guest.index, guest.domain.zeros)
-        contents, accesses = self._image_of(guest)
         if self._declares(vm):
             self.scanner.origins[guest.index] = self._origins_of(vm)
-        if vm.balloon or vm.free_page_reporting:
+        if (vm.balloon or vm.free_page_reporting) and guest.free_pages is None:
             guest.free_pages = FreePages(self._free_of(guest))
         self.scanner.set_accesses(guest.index, accesses)
         if algorithm := self._compressor():
@@ -569,7 +583,7 @@ class Machine:
             contents[contents == UNTOUCHED] = 0
         elif vm.mergeable:
             self._offer(guest, now)
-        if any(burst.leaves == "original" for burst in vm.bursts):
+        if any(burst.leaves == "original" for burst in vm.bursts) and guest.original is None:
             guest.original = np.where(contents < 0, _FRESH, contents).astype(np.int32)
         return self._try(guest, lambda: self.scanner.fill(guest.index, contents, now))
 
@@ -779,7 +793,10 @@ class Machine:
             step += 1
 
     def _level(self, vm: Vm, step: int) -> float:
-        return vm.activity.levels[step % len(vm.activity.levels)] if vm.activity else 1.0
+        if vm.activity is None:
+            return 1.0
+        levels = vm.activity.levels
+        return levels[step % len(levels) if vm.activity.repeat else min(step, len(levels) - 1)]
 
     def _account_writes(self, guest: Guest, now: int) -> None:
         worked = self.scanner.activity(guest.index, now)
@@ -933,9 +950,12 @@ class Machine:
         """See now and then in what pages the guests run, whatever the time between two samples."""
         while True:
             yield self.env.timeout(0)  # after all else that happens now
-            runners = [Runner(each.index, each.vm, self._host_pages(each.vm)) for each in self.guests if each.running]
-            self.walks.look(self.scanner.m, runners, int(self.env.now))
+            self._look_at_guests()
             yield self.env.timeout(LOOK_EVERY)
+
+    def _look_at_guests(self) -> None:
+        runners = [Runner(each.index, each.vm, self._host_pages(each.vm)) for each in self.guests if each.running]
+        self.walks.look(self.scanner.m, runners, int(self.env.now))
 
     def _host_pages(self, vm: Vm) -> Literal["2MiB", "1GiB"] | None:
         """Size of the pages of hugetlbfs that the guest has, if it has such."""
@@ -968,21 +988,31 @@ class Machine:
                 self.progress(now)
             yield self.env.timeout(min(self.sample_every, self.duration - now) or self.sample_every)
 
-    def _record(self, rows: _Rows, log: Int64) -> None:
+    def _record(self, rows: Rows, log: Int64) -> None:
+        rows.add(log, *self._others())
+
+    def _others(self) -> tuple[int, ...]:
+        """What `Rows.others` has for this moment, but for the number of rows."""
         averages = (each for kind in self.psi for each in kind.hundredths())
         source_ns = sum(source.cpu_ns for source in self.scanner.sources)
-        rows.add(log, self.promised, self.running, self.oom_kills, self.khugepaged_ns, source_ns, *averages)
+        return self.promised, self.running, self.oom_kills, self.khugepaged_ns, source_ns, *averages
 
     def _note(self, guest: Guest | None, kind: str, detail: str, now: int | None = None) -> None:
         time = (int(self.env.now) if now is None else now) / SECOND
         name = guest.name if guest else ""
         self.events.append({"time_s": time, "host": self.name, "guest": name, "kind": kind, "detail": detail})
 
-    def _columns(self, rows: _Rows) -> dict[str, Column]:
+    def _table(self, rows: Rows) -> dict[str, Column]:
         """Logged rows as the columns of the samples table."""
         log = np.concatenate(rows.logs) if rows.logs else np.zeros((0, self.scanner.ROW), np.int64)
         others = np.array(rows.others or np.zeros((0, 12)), np.int64)
         others = np.repeat(others[:, 1:], others[:, 0], axis=0)
+        columns = self._columns(log, others)
+        times = np.rint(np.asarray(columns["time_s"], np.float64) * SECOND).astype(np.int64)
+        return {**columns, **self.walks.columns(times)}
+
+    def _columns(self, log: Int64, others: Int64) -> dict[str, Column]:
+        """Rows of the scanner's log, and what else there is to know, as columns; without the guests' walks."""
         columns = self.scanner.columns(log)
         private, shared = columns["mem_private_bytes"], columns["mem_shared_bytes"]
         used = private + shared + sum(columns[f"mem_{kind}_bytes"] for kind in _OTHER_USES)
@@ -1012,7 +1042,6 @@ class Machine:
             "write_private_ns": np.full(len(log), write_ns),
             "write_merged_ns": np.full(len(log), copy_ns),
             "write_latency_worst_ns": worst,
-            **self.walks.columns(np.rint(columns["time_s"] * SECOND).astype(np.int64)),
         }
 
     def _row_of(self, guest: Guest) -> dict[str, object]:

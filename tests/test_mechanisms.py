@@ -13,7 +13,7 @@ from one_host import end, guest, part, run, scenario, size
 from squeezed import pinned, recount
 
 from sim.errors import UserError
-from sim.host import Machine, _Rows
+from sim.host import Machine, Rows
 from sim.memory import pages as memory
 from sim.memory.pages import BLOCK, FRESH, NEVER, PAGE_BYTES
 from sim.sharing import MECHANISMS
@@ -242,9 +242,9 @@ class Fleet:
 
     def row(self) -> Mapping[str, int]:
         """The host's sample of this moment."""
-        rows = _Rows()
+        rows = Rows()
         self.machine._record(rows, self.room.snapshot(self.now)[np.newaxis])
-        return {name: int(values[0]) for name, values in self.machine._columns(rows).items() if name != "host"}
+        return {name: int(values[0]) for name, values in self.machine._table(rows).items() if name != "host"}
 
 
 deeds = st.one_of(

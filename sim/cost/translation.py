@@ -243,6 +243,24 @@ class Walks:
         self._rates[-1, _LLC] = self._cache.saved(m, readers)
         self._note()
 
+    def more_guests(self, guests: int) -> None:
+        """Make room for so many guests in all."""
+        for name in ("_rates", "_totals"):
+            before = getattr(self, name)
+            after = np.zeros((guests + 1, len(TOTALS)))
+            after[: len(before) - 1], after[-1] = before[:-1], before[-1]
+            setattr(self, name, after)
+
+    def forget(self) -> None:
+        """Forget the past: columns are asked of now and later only."""
+        del self._history[:-1]
+
+    def retire(self, guest: int) -> None:
+        """A guest that ended makes room for another one of its number; the host's figures keep its own."""
+        self._totals[-1] += self._totals[guest]
+        self._totals[guest] = 0
+        self._stalled.pop(guest, None)
+
     def leave(self, guest: int, now: int) -> None:
         """The guest ends."""
         self.settle(now)

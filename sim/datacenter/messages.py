@@ -158,7 +158,8 @@ class Answer:
     reports: Int64
     """One row for each, with the columns REPORT."""
     sums: Mapping[str, Int64]
-    """For each kind of host, the SUMMED columns added up over its hosts of this group; empty without a report."""
+    """For each kind of host the columns SUMMED, over its hosts of this group (of settings and latencies the largest);
+    empty without a report."""
     ended: Sequence[Ended]
     moved: Sequence[tuple[int, Moved]]
     """Guests that have left, with the number of the host that they left."""

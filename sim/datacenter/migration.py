@@ -35,7 +35,9 @@ class Course:
     duration_ns: int
 
 
-def precopy(pages: int, written: Callable[[int, int], int], bytes_per_s: int, limit_ns: int, most_rounds: int) -> Course:
+def precopy(
+    pages: int, written: Callable[[int, int], int], bytes_per_s: int, limit_ns: int, most_rounds: int
+) -> Course:
     """The course of a move of a guest that holds so many pages.
 
     *written* tells how many different pages the guest writes between two times (ns) after the move began.

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sim.memory import pages as memory
 from sim.memory.pages import Int32, Int64
+from sim.sharing.room import longer
 from sim.sharing.source import AtSource
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ class Declared(AtSource):
         """*settings* are complete for the kernel; a shared kernel's page cache has none."""
         super().__init__(settings, room, site)
         self._frame_of = np.zeros(site.contents, np.int32)
+
+    def more_contents(self, contents: int) -> None:
+        """See `AtSource`."""
+        super().more_contents(contents)
+        self._frame_of = longer(self._frame_of, contents)
 
     def came(self, guest: int, pages: Int64, now: int) -> None:
         """The guest's pages were filled or written."""

@@ -76,6 +76,13 @@ def table(contents: int, work_ps: Int64) -> Equal:
     return e
 
 
+def longer_table(e: Equal, contents: int) -> Equal:
+    """The same table with room for so many contents."""
+    row = np.zeros((contents, ROW_COLUMNS), np.int32)
+    row[: len(e.row)] = e.row
+    return e._replace(row=row)
+
+
 @inlined
 def spend(e: Equal, kind: int, times: int) -> None:
     """Count work."""

@@ -94,6 +94,11 @@ class Esx(Room):
 
     # --- guests ---------------------------------------------------------------------------------------------------
 
+    def more_guests(self, guests: int, contents: int) -> None:
+        """See `Room`."""
+        super().more_guests(guests, contents)
+        self.t = self.t._replace(guest=longer(self.t.guest, guests))
+
     def add(
         self, guest: int, pages: int, *, vm: Vm, key: int, now: int, level: float, node: int, thp: bool
     ) -> None:  # fmt: skip

@@ -51,6 +51,11 @@ class Passes(Room):
         then = self._settings.following(began)
         return END_OF_TIME if then is None else then
 
+    def more_guests(self, guests: int, contents: int) -> None:
+        """See `Room`."""
+        super().more_guests(guests, contents)
+        self._equal = equal_pages.longer_table(self._equal, contents)
+
     def add(
         self, guest: int, pages: int, *, vm: Vm, key: int, now: int, level: float, node: int, thp: bool
     ) -> None:  # fmt: skip

@@ -43,6 +43,8 @@ _MOST_WRITES: Final = 4096
 
 _MAPS_SHARED: Final = memory.PRESENT | memory.SHARED
 
+_LIVED: Final = {"active_ns": memory.ACTIVE, "copies": memory.COPIES, "stalled_ns": memory.STALLED}
+
 _SWAP_COUNTERS: Final = {
     "pswpin": memory.PSWPIN,
     "pswpout": memory.PSWPOUT,
@@ -172,7 +174,7 @@ class Room:
             block=np.zeros((blocks, memory.BLOCK_COLUMNS), np.int64),
             frame=np.zeros((room + spare, memory.FRAME_COLUMNS), np.int32),
             frame_lru=np.zeros((room + spare if squeeze else 0, memory.FRAME_LRU_COLUMNS), np.int32),
-            gone=np.zeros(_MOST_GONE if squeeze else 0, np.int32),
+            gone=np.zeros(min(_MOST_GONE, site.frames) if squeeze else 0, np.int32),
             from_disk=np.zeros(0, np.int32),
             guest=np.zeros((guests, memory.GUEST_COLUMNS), np.int64),
             level=np.ones(guests),
@@ -298,6 +300,7 @@ class Room:
         """Give a guest that starts now its address space, all of it untouched; with *thp* it faults in huge pages."""
         first = self._place_blocks(blocks_of(pages))
         m = self.m
+        m.guest[guest] = 0
         m.guest[guest, memory.FIRST] = first * BLOCK
         m.guest[guest, memory.PAGES] = pages
         m.guest[guest, memory.KEY] = np.uint64(key).astype(np.int64)
@@ -516,6 +519,12 @@ class Room:
         if self.m.counts[memory.LRU]:
             pressure.hand_over(self.m, guest)
 
+    def settle(self, guest: int, now: int) -> None:
+        """Bring the contents of the guest's pages up to now."""
+        span = self.pages_of(guest)
+        for block in range(span.start // BLOCK, blocks_of(span.stop)):
+            memory.look(self.m, block, now)
+
     def read(self, guest: int) -> Int32:
         """Content of each of the guest's pages as a read returns it, NEVER where there is none."""
         span = self.pages_of(guest)
@@ -528,6 +537,28 @@ class Room:
         return contents
 
     # --- room -----------------------------------------------------------------------------------------------------
+
+    def lived(self, guest: int) -> dict[str, int]:
+        """What is counted of a guest, whichever host it is on: activity time (ns), copies on write, time stalled."""
+        return {name: int(self.m.guest[guest, column]) for name, column in _LIVED.items()}
+
+    def relive(self, guest: int, lived: Mapping[str, int]) -> None:
+        """Let a guest that was elsewhere go on counting from there."""
+        for name, column in _LIVED.items():
+            self.m.guest[guest, column] = lived[name]
+        span = self.pages_of(guest)
+        self.m.block[span.start // BLOCK : blocks_of(span.stop), memory.LOOKED] = lived["active_ns"]
+
+    def is_free(self, guest: int) -> bool:
+        """Whether nothing knows any more of a guest of this number that ended."""
+        return True
+
+    def more_guests(self, guests: int, contents: int) -> None:
+        """Make room for so many guests and contents in all."""
+        self.m = self.m._replace(guest=longer(self.m.guest, guests), level=longer(self.m.level, guests))
+        self.r = self.r._replace(load=longer(self.r.load, guests), until=longer(self.r.until, guests))
+        for source in self.sources:
+            source.more_contents(contents)
 
     def _place_blocks(self, wanted: int) -> int:
         for index, (first, length) in enumerate(self._free_blocks):

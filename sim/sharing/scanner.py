@@ -83,6 +83,14 @@ class Scanner(Room):
         mixed = settings.mixed_pages
         self._judges_at = mixed.every if mixed else memory.END_OF_TIME
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out the log: it is empty between two calls, and large."""
+        return {**self.__dict__, "k": self.k._replace(log=self.k.log[:0])}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self.k = self.k._replace(log=np.zeros((_LOG_ROWS, ROW), np.int64))
+
     def _set_up(self, settings: Ksm, site: Site) -> None:
         n, kernel = self.k.n, site.kernel
         n[ksmd.SLOT] = site.guests
@@ -119,7 +127,7 @@ class Scanner(Room):
     ) -> None:  # fmt: skip
         """See `Room`; the node of NUMA says which trees the guest's pages go to."""
         super().add(guest, pages, vm=vm, key=key, now=now, level=level, node=node, thp=thp)
-        self.k.slot[guest, ksmd.DIFFERS_AT] = vm.differs_at
+        self.k.slot[guest, [ksmd.DIFFERS_AT, ksmd.MERGEABLE_PAGES]] = vm.differs_at, 0
         if self._settings.mixed_pages:
             span = self.pages_of(guest)
             self.m.block[span.start // BLOCK : -(-span.stop // BLOCK), memory.TEMPER] = memory.COLD
@@ -348,6 +356,29 @@ class Scanner(Room):
         return columns_of(log)
 
     # --- room -----------------------------------------------------------------------------------------------------
+
+    def is_free(self, guest: int) -> bool:
+        """See `Room`; ksmd may still have to come by."""
+        return guest not in self._leaving
+
+    def more_guests(self, guests: int, contents: int) -> None:
+        """See `Room`; the head of ksmd's list stays the last one of the slots."""
+        before = len(self.m.guest)
+        super().more_guests(guests, contents)
+        slot = longer(self.k.slot, guests + 1)
+        slot[guests], slot[before] = slot[before], 0
+        slot[before:guests, ksmd.BEFORE] = -1
+        for column in (ksmd.FOLLOWING, ksmd.BEFORE):
+            of_head = slot[:, column] == before
+            slot[of_head, column] = guests
+        node = slot[:, ksmd.TREE] // self._contents
+        slot[:, ksmd.TREE] = node * contents
+        head = np.zeros((self._trees, contents), np.int32)
+        head[:, : self._contents] = self.k.head.reshape(self._trees, self._contents)
+        self.k = self.k._replace(slot=slot, head=head.reshape(-1))
+        if self.k.n[ksmd.SLOT] == before:
+            self.k.n[ksmd.SLOT] = guests
+        self._contents = contents
 
     def _more_blocks(self, wanted: int) -> int:
         first = super()._more_blocks(wanted)

@@ -31,6 +31,10 @@ class AtSource:
         """CPU time that it has taken."""
         self._equal = equal_pages.table(site.contents, np.zeros(len(equal_pages.WORK), np.int64))
 
+    def more_contents(self, contents: int) -> None:
+        """Make room for so many contents in all."""
+        self._equal = equal_pages.longer_table(self._equal, contents)
+
     def started(self, guest: int, vm: Vm) -> None:
         """A guest starts: its memory is still untouched."""
 

@@ -1,0 +1,363 @@
+"""A host of a datacenter: its guests come and go as it is told, and it can be stored and goes on as if it had not."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any, Final, cast
+
+import numpy as np
+
+from sim.columns import PAGE_BYTES
+from sim.datacenter.messages import NEVER, Ended, Fail, Luggage, Moved, Newcomer, Order, Receive, Send, Start, Stop
+from sim.datacenter.migration import Migration, precopy
+from sim.host import Guest, Host, Machine, Rows, Steps
+from sim.memory.access import groups
+from sim.memory.catalogue import Catalogue
+from sim.memory.guest import Activity, Vm
+from sim.memory.image import OWN, UNTOUCHED, ContentSpace, Domain
+from sim.memory.pages import BLOCK, Int32, Int64
+from sim.units import HOUR, SECOND
+
+_KEPT: Final = (
+    "pages_written", "expected_writes", "worked", "planned", "original", "free_pages", "freed", "reports_at",
+    "reported", "fork_ns",
+)  # fmt: skip
+"""What a guest takes along, besides its memory."""
+
+
+class Member:
+    """A kind of guest that may come, for the catalogue: as large as any of them."""
+
+    def __init__(self, vm: Vm, domain: Domain) -> None:
+        """Of such a guest, in that domain."""
+        self.vm = vm
+        self.domain = domain
+        self.start = 0
+
+
+class Kinds:
+    """What all hosts of one kind know of the guests that may come: their kinds, and their contents by number."""
+
+    def __init__(self, host: Host, vms: Sequence[Vm], *, seed: int, duration: int, largest: int) -> None:
+        """Guests of these kinds, none of them with more memory than *largest* bytes."""
+        self.vms: Final = {vm.name: vm for vm in vms}
+        self.catalogue: Final = Catalogue(seed, duration, host.version)
+        members = []
+        for vm in sorted(vms, key=lambda each: each.name):
+            most = vm.model_copy(update={"memory": max(vm.memory, largest // PAGE_BYTES * PAGE_BYTES)})
+            members.append(Member(most, self.catalogue.space.domain(host.domain_of(vm, vm.name))))
+        self.catalogue.register(members)
+        self.common: Final = self.catalogue.space.count
+        """Contents from this number on are a guest's own."""
+        self.own: Final = self.catalogue.contents - self.common
+        """Most contents of one guest's own that stand several times in it."""
+
+    def vm_of(self, newcomer: Newcomer) -> Vm:
+        """The kind of a guest with what is different in this one."""
+        vm = self.vms[newcomer.kind]
+        changes: dict[str, Any] = {}
+        if newcomer.memory is not None:
+            changes["memory"] = newcomer.memory
+        if newcomer.vcpus is not None:
+            changes["vcpus"] = newcomer.vcpus
+        if newcomer.levels:
+            changes["activity"] = Activity(every=newcomer.every, levels=newcomer.levels, repeat=False)
+        return vm.model_copy(update=changes) if changes else vm
+
+
+class Resident(Machine):
+    """One host; times are host times in ns."""
+
+    STEP = HOUR
+
+    def __init__(
+        self, host: Host, name: str, number: int, kinds: Kinds, *, seed: int, duration: int, guests: int,
+        migration: Migration, scale: int = 1,
+    ) -> None:  # fmt: skip
+        """Host *number* of the run; there is room for so many *guests*, and more is made when they are more."""
+        self._slots = guests
+        self._kinds = kinds
+        super().__init__(
+            host, name, (), seed=seed, duration=duration, sample_every=duration, catalogue=kinds.catalogue
+        )  # fmt: skip
+        self.number = number
+        self.now = 0
+        self.ended: list[Ended] = []
+        self.moved: list[tuple[int, Moved]] = []
+        self._migration = migration
+        self._scale = scale
+        self._vacant = list(range(guests))
+        self._left: list[int] = []
+        """Numbers of guests that ended, of which the scanner may still know."""
+        self._newcomers: dict[str, Newcomer] = {}
+        self._leaving: dict[str, tuple[int, Moved]] = {}
+        """Guests that move away, and when they may go."""
+        self._varying: dict[int, list[tuple[Guest, int]]] = {}
+        """Guests whose activity changes at a moment, with the number of the level."""
+        self._looks = any(vm.load for vm in self.catalogue.kinds)
+        self._begin()
+        self._work(0)
+
+    def _room(self) -> tuple[int, int, int]:
+        pages = -(-self.host.memory // PAGE_BYTES // BLOCK) * BLOCK
+        return self._slots, pages, self._contents(self._slots)
+
+    def _contents(self, guests: int) -> int:
+        return self._kinds.common + guests * self._kinds.own
+
+    # --- orders ---------------------------------------------------------------------------------------------------
+
+    def follow(self, until: int, orders: Sequence[Order]) -> None:
+        """Do as told, each at its time, and go on to *until*."""
+        for order in orders:
+            self._go_to(order.time)
+            self._do(order)
+        self._go_to(until)
+        self.now = until
+        for name in [name for name, (ready, _) in self._leaving.items() if ready <= until]:
+            self._hand_over(name)
+
+    def _do(self, order: Order) -> None:
+        match order:
+            case Start():
+                self._begin_life(order.guest, order.time)
+            case Stop():
+                self._stop(order.guest, "stopped", order.time)
+            case Send():
+                self._send(order)
+            case Receive():
+                self._receive(order.luggage, order.time)
+            case Fail():
+                for guest in [each for each in self.guests if each.running]:
+                    self._stop(guest.name, "host-failed", order.time)
+
+    def _go_to(self, time: int) -> None:
+        """Let everything happen that happens up to *time*."""
+        env = self.env
+        if env.now < time:
+            env.timeout(time - env.now)
+        while env.peek() <= time:
+            self._wait(int(env.peek()))
+            env.step()
+
+    def hands_over(self, until: int) -> bool:
+        """Whether a guest may leave by then."""
+        return any(ready <= until for ready, _ in self._leaving.values())
+
+    def report(self) -> tuple[Int64, tuple[int, ...], Mapping[str, int]]:
+        """Every counter as it is now: a row of the scanner's log, what else there is, and what walks cost."""
+        if self._looks:
+            self._look_at_guests()
+        log = self.scanner.snapshot(self.now).copy()
+        walks = self.walks.columns(np.array([self.now]))
+        self.walks.forget()
+        return log, self._others(), {name: int(values[0]) for name, values in walks.items()}
+
+    def contents_held(self) -> Int32:
+        """The contents that guests here hold and others may have too, each once."""
+        found = [np.unique(self.scanner.read(each.index)) for each in self.guests if each.running]
+        held = np.unique(np.concatenate(found)) if found else np.empty(0, np.int32)
+        return held[(held >= 0) & (held < self._kinds.common)]
+
+    # --- storing --------------------------------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """Go on with new processes from here, as a host does that was stored and came back.
+
+        Every host does that at the same times in every run, for the order of what happens at one moment depends on it.
+        """
+        import simpy
+
+        self.env = simpy.Environment(initial_time=self.now)
+        self._varying = {}
+        self._work(self.now)
+        for guest in self.guests:
+            guest.frees = None
+            if guest.running:
+                self._go_on(guest, self.now)
+                self.env.process(self._expire(guest))
+
+    def __getstate__(self) -> dict[str, object]:
+        """All but what can be made anew; only right after `renew`."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("env", "catalogue", "_kinds")}
+
+    def attach(self, kinds: Kinds) -> None:
+        """Go on after having been stored."""
+        self._kinds, self.catalogue = kinds, kinds.catalogue
+        self.renew()
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def _record(self, rows: Rows, log: Int64) -> None:
+        """Keep no rows: a report has what is asked of a host here."""
+
+    def _vary(self, guest: Guest, activity: Activity, done: int) -> Steps:
+        """Let the guests whose levels change at the same moment wait for it together."""
+        step = max(done - guest.start, 0) // activity.every + 1
+        if activity.repeat or step < len(activity.levels):
+            moment = guest.start + step * activity.every
+            if moment not in self._varying:
+                self._varying[moment] = []
+                self.env.process(self._change_levels(moment))
+            self._varying[moment].append((guest, step))
+        yield from ()
+
+    def _change_levels(self, moment: int) -> Steps:
+        yield self.env.timeout(moment - self.env.now)
+        for guest, step in self._varying.pop(moment):
+            activity = guest.vm.activity
+            if guest.running and activity is not None:
+                self._account_writes(guest, moment)
+                guest.level = self._level(guest.vm, step)
+                self.scanner.change_activity(guest.index, moment, guest.level)
+                self.env.process(self._vary(guest, activity, moment))
+
+    # --- guests ---------------------------------------------------------------------------------------------------
+
+    def _place(self, newcomer: Newcomer, start: int, stop: int) -> Guest:
+        """A number and a name for a guest that comes."""
+        vm = self._kinds.vm_of(newcomer)
+        index = self._take_slot()
+        node = (vm.numa_node if vm.numa_node is not None else index) % self.host.numa_nodes
+        domain = copy(self.catalogue.space.domain(self.host.domain_of(vm, newcomer.name)))
+        own = ContentSpace()
+        own.count = self._kinds.common + index * self._kinds.own
+        domain.some = own.some
+        guest = Guest(newcomer.name, vm, index, 0, start, stop, node, domain)
+        while len(self.guests) <= index:
+            self.guests.append(guest)
+        self.guests[index] = guest
+        self._newcomers[newcomer.name] = newcomer
+        return guest
+
+    def _take_slot(self) -> int:
+        known = [each for each in self._left if not self.scanner.is_free(each)]
+        for each in set(self._left) - set(known):
+            heapq.heappush(self._vacant, each)
+        self._left = known
+        if not self._vacant:
+            self._vacant = list(range(self._slots, 2 * self._slots))
+            self._slots *= 2
+            self.scanner.more_guests(self._slots, self._contents(self._slots))
+            self.walks.more_guests(self._slots)
+        return heapq.heappop(self._vacant)
+
+    def _begin_life(self, newcomer: Newcomer, now: int) -> None:
+        guest = self._place(newcomer, now, min(now + newcomer.lifetime, NEVER))
+        if self._start(guest):
+            self._go_on(guest, -1)
+            self.env.process(self._expire(guest))
+        elif not guest.started:
+            self._end(guest, "not-started", now)
+
+    def _stop(self, name: str, end: str, now: int) -> None:
+        guest = self._find(name)
+        if guest is not None:
+            self._finish(guest, now)
+            self._leave(guest, end, now)
+
+    def _find(self, name: str) -> Guest | None:
+        return next((each for each in self.guests if each.name == name and each.running), None)
+
+    def _leave(self, guest: Guest, end: str, now: int) -> None:
+        super()._leave(guest, end, now)
+        self._end(guest, end, now)
+
+    def _end(self, guest: Guest, end: str, now: int) -> None:
+        guest.ended, guest.end = now, end
+        if end != "moved":
+            self.ended.append(Ended(self.number, now, self._row_of(guest)))
+        self.walks.retire(guest.index)
+        self._left.append(guest.index)
+        self._leaving.pop(guest.name, None)
+        del self._newcomers[guest.name]
+
+    def rows(self) -> list[Ended]:
+        """Rows of the guests that run at the end."""
+        running = [each for each in self.guests if each.running]
+        for guest in running:
+            self._finish(guest, self.now)
+        return [Ended(self.number, self.now, self._row_of(each)) for each in running]
+
+    # --- moving ---------------------------------------------------------------------------------------------------
+
+    def _send(self, order: Send) -> None:
+        """Begin to send a guest's memory; what it will write meanwhile is known from its rates and bursts."""
+        guest = self._find(order.guest)
+        if guest is None:
+            return
+        held = int(np.count_nonzero(self.scanner.backed(guest.index)))
+        course = precopy(
+            held * self._scale, lambda begin, end: self._written(guest, order.time + begin, order.time + end),
+            order.bytes_per_s, self._migration.downtime_limit, self._migration.max_rounds,
+        )  # fmt: skip
+        nobody = Luggage(self._newcomers[guest.name], guest.start, np.empty(0, np.int32))
+        moved = Moved(guest.name, nobody, course.rounds, course.sent_pages, course.downtime_ns, course.duration_ns)
+        self._leaving[guest.name] = order.time + course.duration_ns, moved
+
+    def _written(self, guest: Guest, begin: int, end: int) -> int:
+        """Different pages that a guest is expected to write between two times."""
+        seconds = guest.level * (end - begin) / SECOND
+        written = 0.0
+        for kind, pages in groups(guest.vm.content, self.catalogue.places_of(guest.vm)):
+            written -= len(pages) * np.expm1(-kind.writes * seconds)
+        for burst in guest.vm.bursts:
+            first = guest.start + burst.at
+            turns = (end - first) // burst.every - (begin - first) // burst.every if burst.every else begin < first
+            if turns and end > first and burst.leaves != "free":
+                written += burst.share * len(guest.places[burst.part])
+        return round(written * self._scale)
+
+    def _hand_over(self, name: str) -> None:
+        """A guest leaves: nothing of it stays."""
+        _, moved = self._leaving.pop(name)
+        guest = self._find(name)
+        assert guest is not None  # one that ends is forgotten (`_end`)
+        self.scanner.settle(guest.index, self.now)
+        contents = self.scanner.read(guest.index)
+        contents[(contents < 0) & (contents != UNTOUCHED)] = OWN
+        own = self._kinds.common + guest.index * self._kinds.own
+        self._finish(guest, self.now)
+        state = {
+            "own": own,
+            "lived": self.scanner.lived(guest.index),
+            **{field: getattr(guest, field) for field in _KEPT},
+        }
+        luggage = Luggage(self._newcomers[name], guest.start, contents, state)
+        self._leave(guest, "moved", self.now)
+        self.moved.append((self.number, Moved(
+            name, luggage, moved.rounds, moved.sent_pages, moved.downtime_ns, moved.duration_ns
+        )))  # fmt: skip
+
+    def _receive(self, luggage: Luggage, now: int) -> None:
+        """Let a guest go on that left another host."""
+        newcomer = luggage.newcomer
+        guest = self._place(newcomer, luggage.since, min(luggage.since + newcomer.lifetime, NEVER))
+        own = self._kinds.common + guest.index * self._kinds.own
+        state = luggage.state
+        for field in _KEPT:
+            setattr(guest, field, state[field])
+        before = int(str(state["own"]))
+        contents = _renumbered(luggage.contents, before, self._kinds, own)
+        if guest.original is not None:
+            guest.original = _renumbered(guest.original, before, self._kinds, own)
+        if refusal := self._refusal(guest.vm):
+            self._note(guest, "not-started", f"mmap gets ENOMEM: {refusal}")
+            self._end(guest, "not-started", now)
+            return
+        self._enter(guest, now)
+        self.scanner.relive(guest.index, cast("Mapping[str, int]", state["lived"]))
+        expected = guest.expected_writes
+        _, accesses = self._image_of(guest)
+        guest.expected_writes = expected
+        if self._furnish(guest, contents, accesses, now):
+            self._go_on(guest, now)
+            self.env.process(self._expire(guest))
+
+
+def _renumbered(contents: Int32, before: int, kinds: Kinds, now: int) -> Int32:
+    """Contents with those of the guest's own as its new host numbers them."""
+    own = (contents >= before) & (contents < before + kinds.own) & (contents >= kinds.common)
+    return np.where(own, contents - before + now, contents).astype(np.int32)

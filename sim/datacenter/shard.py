@@ -1,0 +1,172 @@
+"""A group of hosts in one process: it follows orders, and answers with reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from sim.datacenter.checkpoint import pack, unpack
+from sim.datacenter.messages import REPORT, SUMMED, Answer, Ended, Int64, Order, Orders, UInt8
+from sim.datacenter.migration import Migration
+from sim.datacenter.resident import Kinds, Resident
+from sim.host import Host
+from sim.memory.guest import Vm
+
+WINDOW: Final = 12
+"""Reports between two moments at which hosts can be stored."""
+_OVERHEAD: Final = ("ksmd", "source", "cow", "tlb", "kswapd", "reclaim", "swap")
+_LARGEST: Final = frozenset({
+    "run", "pages_to_scan", "sleep_millisecs", "mem_state", "write_private_ns", "write_merged_ns",
+    "write_latency_worst_ns",
+})  # fmt: skip
+"""Columns of which the sum over hosts means nothing: the largest counts."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a shard is made of: plain blocks, the same for every shard but for `numbers`."""
+
+    hosts: Sequence[tuple[str, Host]]
+    """All hosts of the run by name, in the order of their numbers."""
+    numbers: Sequence[int]
+    """Those of this shard."""
+    vms: Sequence[Vm]
+    seed: int
+    duration: int
+    scale: int
+    migration: Migration
+    fingerprints: bool
+    """Whether reports say what guests hold."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What is left to tell at the end."""
+
+    guests: Sequence[Ended]
+    work: Mapping[str, int] = field(default_factory=dict)
+
+
+class Shard:
+    """Some of the hosts of a run."""
+
+    def __init__(self, spec: Spec) -> None:
+        """All of them empty."""
+        self._spec = spec
+        self._kinds = kinds_of(spec)
+        self._residents = {number: self._resident(number) for number in spec.numbers}
+        self._reports = 0
+
+    def _resident(self, number: int) -> Resident:
+        spec = self._spec
+        name, host = spec.hosts[number]
+        smallest = min(vm.memory for vm in spec.vms)
+        return Resident(
+            host, name, number, self._kinds, seed=spec.seed, duration=spec.duration,
+            guests=min(_SLOTS, 2 * host.memory // smallest + 4), migration=spec.migration, scale=spec.scale,
+        )  # fmt: skip
+
+    def advance(self, orders: Orders) -> Answer:
+        """Follow orders up to the moment that they name."""
+        told: dict[int, list[Order]] = {}
+        for order in orders.orders:
+            told.setdefault(order.host, []).append(order)
+        busy = self._residents if orders.report else {each: self._residents[each] for each in self._due(told, orders)}
+        for number, resident in busy.items():
+            resident.follow(orders.until, told.get(number, ()))
+        answer = self._answer(orders.report, busy.values())
+        self._reports += orders.report
+        if orders.report and self._reports % WINDOW == 0:
+            for resident in self._residents.values():
+                resident.renew()
+        return answer
+
+    def _due(self, told: Mapping[int, Sequence[Order]], orders: Orders) -> list[int]:
+        """Hosts that must go on though nobody reports: those with orders, or with a guest that may leave."""
+        return [number for number, each in self._residents.items() if number in told or each.hands_over(orders.until)]
+
+    def _answer(self, report: bool, busy: Iterable[Resident]) -> Answer:
+        ended, moved, events = [], [], []
+        for resident in busy:
+            ended += resident.ended
+            moved += resident.moved
+            events += resident.events
+            resident.ended, resident.moved, resident.events = [], [], []
+        if not report:
+            nothing = np.empty((0, len(REPORT)), np.int64)
+            return Answer(np.empty(0, np.int64), nothing, {}, ended, moved, events)
+        tables = {name: self._table(residents) for name, residents in self._by_kind().items()}
+        numbers = np.array([each.number for residents in self._by_kind().values() for each in residents], np.int64)
+        rows = np.concatenate([np.stack([table[name] for name in REPORT], axis=1) for table in tables.values()])
+        order = np.argsort(numbers)
+        sums = {name: _summed(table) for name, table in tables.items()}
+        return Answer(numbers[order], rows[order], sums, ended, moved, events, self._fingerprints())
+
+    def _by_kind(self) -> dict[str, list[Resident]]:
+        kinds: dict[str, list[Resident]] = {}
+        for resident in self._residents.values():
+            kinds.setdefault(resident.host.name, []).append(resident)
+        return kinds
+
+    def _table(self, residents: Sequence[Resident]) -> Mapping[str, Int64]:
+        """The columns of the samples table, a row for each of these hosts, which are of one kind."""
+        reports = [each.report() for each in residents]
+        log = np.stack([log for log, _, _ in reports])
+        others = np.array([others for _, others, _ in reports], np.int64)
+        columns: dict[str, Any] = dict(residents[0]._columns(log, others))
+        for name in reports[0][2]:
+            columns[name] = np.array([walks[name] for _, _, walks in reports], np.int64)
+        columns["overhead_cpu_ns"] = sum(np.asarray(columns[f"{part}_cpu_ns"]) for part in _OVERHEAD)
+        return columns
+
+    def _fingerprints(self) -> dict[int, UInt8]:
+        if not self._spec.fingerprints:
+            return {}
+        return {number: self._bits(resident) for number, resident in self._residents.items() if resident.running}
+
+    def _bits(self, resident: Resident) -> UInt8:
+        bits = np.zeros(self._kinds.common, np.bool_)
+        bits[resident.contents_held()] = True
+        return np.packbits(bits)
+
+    def save(self) -> bytes:
+        """All that `restore` needs; only after a report that ends a window."""
+        saved: bytes = pack((self._reports, self._residents))
+        return saved
+
+    @classmethod
+    def restore(cls, spec: Spec, saved: bytes) -> Shard:
+        """A shard as it was when it was saved."""
+        shard = cls.__new__(cls)
+        shard._spec, shard._kinds = spec, kinds_of(spec)
+        shard._reports, shard._residents = unpack(saved)
+        for resident in shard._residents.values():
+            resident.attach(shard._kinds[resident.host.name])
+        return shard
+
+    def finish(self) -> Tables:
+        """What is known at the end."""
+        rows = [row for resident in self._residents.values() for row in resident.rows()]
+        work: dict[str, int] = {}
+        for resident in self._residents.values():
+            for name, times in resident.scanner.work_done().items():
+                work[name] = work.get(name, 0) + times
+        return Tables(rows, work)
+
+
+_SLOTS: Final = 64
+"""Guests that a host has room for to begin with, at most."""
+
+
+def kinds_of(spec: Spec) -> Kinds:
+    """What all hosts know of the guests that may come: none has more memory than the largest host."""
+    largest = max(host.memory for _, host in spec.hosts)
+    return Kinds(spec.hosts[0][1], spec.vms, seed=spec.seed, duration=spec.duration, largest=largest)
+
+
+def _summed(table: Mapping[str, Int64]) -> Int64:
+    """Over hosts, the sum or the largest of each of the columns SUMMED."""
+    return np.array([table[name].max() if name in _LARGEST else table[name].sum() for name in SUMMED], np.int64)
