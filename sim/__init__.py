@@ -7,6 +7,8 @@ The package in reading order; a file imports only from what stands above it.
     streams       one random stream per named thing
     document      strict YAML to checked blocks, with the place of every value
     columns       every table column and headline metric
+    processes     processes of this machine that end with this one
+    cluster       workers on other machines (Dask) that run this very program
     memory/       pages, frames and contents; huge pages; images; what guests write and when
     cost/         counted work to CPU time
     reclaim/      ways for pages to leave when memory is short: watermarks, LRU lists, swap

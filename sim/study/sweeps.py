@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sim.columns import METRICS
 from sim.document import dump, dump_line
 from sim.errors import MachineError, OvercommitError, UserError
+from sim.processes import processors
 from sim.results import kept_summary
 from sim.results.store import explained
 from sim.results.summary import over_hosts
@@ -21,7 +22,7 @@ from sim.results.tables import read_parquet
 from sim.run import available_bytes, check_size, package_version
 from sim.run import run as simulate
 from sim.scenario import Scenario
-from sim.study.workers import Died, processors, run_all
+from sim.study.workers import Died, run_all
 
 if TYPE_CHECKING:
     import pandas as pd

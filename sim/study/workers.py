@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context, parent_process
-from threading import Thread
-from typing import Final, NamedTuple, TypeVar
+from multiprocessing import active_children
+from typing import NamedTuple, TypeVar
+
+from sim.processes import CONTEXT, begin
 
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
-
-# A new interpreter: a copy of this one would copy whatever its threads were holding.
-_CONTEXT: Final = get_context("spawn")
 
 
 class Died(NamedTuple):
     """What becomes of a task whose process was killed or crashed."""
 
     reason: str
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def run_all(do: Callable[[Task], Outcome], tasks: Sequence[Task], jobs: int) -> Iterator[tuple[int, Outcome | Died]]:
@@ -71,21 +62,9 @@ def _while_any(idle: Sequence[object], waiting: Iterator[tuple[int, Task]]) -> I
 
 
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=_CONTEXT, initializer=_begin)
+    return ProcessPoolExecutor(1, mp_context=CONTEXT, initializer=begin)
 
 
 def _renewed(pool: ProcessPoolExecutor) -> ProcessPoolExecutor:
     pool.shutdown(wait=False)
     return _pool()
-
-
-def _begin() -> None:
-    """Leave Ctrl-C to the parent, and end with it however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if parent := parent_process():
-        parent.join()
-        os._exit(1)
