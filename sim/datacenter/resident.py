@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 import numpy as np
 
 from sim.columns import PAGE_BYTES
+from sim.cost.translation import TOTALS
 from sim.datacenter.messages import NEVER, Ended, Fail, Luggage, Moved, Newcomer, Order, Receive, Send, Start, Stop
 from sim.datacenter.migration import Migration, precopy
 from sim.host import Guest, Host, Machine, Rows, Steps
@@ -25,6 +26,10 @@ _KEPT: Final = (
     "reported", "fork_ns",
 )  # fmt: skip
 """What a guest takes along, besides its memory."""
+
+
+_NO_AVERAGES: Final = (0,) * 6
+_NO_WALKS: Final = dict.fromkeys(TOTALS, 0)
 
 
 class Member:
@@ -137,7 +142,7 @@ class Resident(Machine):
         """Let everything happen that happens up to *time*."""
         env = self.env
         if env.now < time:
-            env.timeout(time - env.now)
+            env.timeout(time - env.now)  # so that it is that time when nothing else happens then
         while env.peek() <= time:
             self._wait(int(env.peek()))
             env.step()
@@ -148,12 +153,20 @@ class Resident(Machine):
 
     def report(self) -> tuple[Int64, tuple[int, ...], Mapping[str, int]]:
         """Every counter as it is now: a row of the scanner's log, what else there is, and what walks cost."""
-        if self._looks:
-            self._look_at_guests()
-        log = self.scanner.snapshot(self.now).copy()
+        return self.scanner.snapshot(self.now).copy(), self._others(), self._walked()
+
+    def _others(self) -> tuple[int, ...]:
+        """See `Machine`; averages over the last seconds say nothing in a report."""
+        source_ns = sum(source.cpu_ns for source in self.scanner.sources)
+        return self.promised, self.running, self.oom_kills, self.khugepaged_ns, source_ns, *_NO_AVERAGES
+
+    def _walked(self) -> Mapping[str, int]:
+        if not self._looks:
+            return _NO_WALKS
+        self._look_at_guests()
         walks = self.walks.columns(np.array([self.now]))
         self.walks.forget()
-        return log, self._others(), {name: int(values[0]) for name, values in walks.items()}
+        return {name: int(values[0]) for name, values in walks.items()}
 
     def contents_held(self) -> Int32:
         """The contents that guests here hold and others may have too, each once."""
@@ -222,9 +235,8 @@ class Resident(Machine):
         index = self._take_slot()
         node = (vm.numa_node if vm.numa_node is not None else index) % self.host.numa_nodes
         domain = copy(self.catalogue.space.domain(self.host.domain_of(vm, newcomer.name)))
-        own = ContentSpace()
-        own.count = self._kinds.common + index * self._kinds.own
-        domain.some = own.some
+        domain.space = ContentSpace()
+        domain.space.count = self._kinds.common + index * self._kinds.own
         guest = Guest(newcomer.name, vm, index, 0, start, stop, node, domain)
         while len(self.guests) <= index:
             self.guests.append(guest)
@@ -269,7 +281,8 @@ class Resident(Machine):
         guest.ended, guest.end = now, end
         if end != "moved":
             self.ended.append(Ended(self.number, now, self._row_of(guest)))
-        self.walks.retire(guest.index)
+        if self._looks:
+            self.walks.retire(guest.index)
         self._left.append(guest.index)
         self._leaving.pop(guest.name, None)
         del self._newcomers[guest.name]
@@ -322,7 +335,7 @@ class Resident(Machine):
         self._finish(guest, self.now)
         state = {
             "own": own,
-            "lived": self.scanner.lived(guest.index),
+            "lived": self.scanner.lived(guest.index, self.now),
             **{field: getattr(guest, field) for field in _KEPT},
         }
         luggage = Luggage(self._newcomers[name], guest.start, contents, state)

@@ -144,7 +144,7 @@ class Shard:
         shard._spec, shard._kinds = spec, kinds_of(spec)
         shard._reports, shard._residents = unpack(saved)
         for resident in shard._residents.values():
-            resident.attach(shard._kinds[resident.host.name])
+            resident.attach(shard._kinds)
         return shard
 
     def finish(self) -> Tables:

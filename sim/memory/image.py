@@ -116,9 +116,13 @@ class Domain:
         self.number = number
         self.zeros = zeros
         """Stands for pages of zeros wherever contents are looked up; what such a page holds is 0 in every domain."""
-        self.some = space.some
+        self.space = space
         self._pools: dict[str, Contents] = {}
         self._data_sets: dict[str, tuple[int, Contents]] = {}
+
+    def some(self, number: int) -> int:
+        """Reserve *number* contents that nobody else has. Returns the first."""
+        return self.space.some(number)
 
     def pool(self, name: str, number: int) -> Contents:
         """The first *number* contents of a pool; every user of the name gets the same."""

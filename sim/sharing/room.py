@@ -43,8 +43,6 @@ _MOST_WRITES: Final = 4096
 
 _MAPS_SHARED: Final = memory.PRESENT | memory.SHARED
 
-_LIVED: Final = {"active_ns": memory.ACTIVE, "copies": memory.COPIES, "stalled_ns": memory.STALLED}
-
 _SWAP_COUNTERS: Final = {
     "pswpin": memory.PSWPIN,
     "pswpout": memory.PSWPOUT,
@@ -506,7 +504,9 @@ class Room:
 
     def pressure(self, now: int) -> tuple[int, int]:
         """For how long (ns) some guest has waited for memory by now, and for how long none could run for that."""
-        some, full = pressure.pressure_since(self.m, self.r, now)
+        some = full = 0
+        if self.r.n[pressure.SOME_UNTIL] > self.r.n[pressure.COUNTED]:
+            some, full = pressure.pressure_since(self.m, self.r, now)
         return int(self.m.counts[memory.PSI_SOME]) + int(some), int(self.m.counts[memory.PSI_FULL]) + int(full)
 
     def _end(self, guest: int) -> None:
@@ -538,14 +538,14 @@ class Room:
 
     # --- room -----------------------------------------------------------------------------------------------------
 
-    def lived(self, guest: int) -> dict[str, int]:
+    def lived(self, guest: int, now: int) -> dict[str, int]:
         """What is counted of a guest, whichever host it is on: activity time (ns), copies on write, time stalled."""
-        return {name: int(self.m.guest[guest, column]) for name, column in _LIVED.items()}
+        return {"active_ns": self.activity(guest, now), "copies": self.copies(guest), "stalled_ns": self.stalled(guest)}
 
     def relive(self, guest: int, lived: Mapping[str, int]) -> None:
-        """Let a guest that was elsewhere go on counting from there."""
-        for name, column in _LIVED.items():
-            self.m.guest[guest, column] = lived[name]
+        """Let a guest that was elsewhere, and has no page here yet, go on counting from there."""
+        row = self.m.guest[guest]
+        row[[memory.ACTIVE, memory.COPIES, memory.STALLED]] = lived["active_ns"], lived["copies"], lived["stalled_ns"]
         span = self.pages_of(guest)
         self.m.block[span.start // BLOCK : blocks_of(span.stop), memory.LOOKED] = lived["active_ns"]
 
