@@ -1,4 +1,4 @@
-"""Hosts without pages, for tests of the control plane: they do what they are told at once and answer from their books."""
+"""Hosts without pages, for tests of the control plane: they do what they are told and answer from their books."""
 
 from __future__ import annotations
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import count
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, repeat, takewhile
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +20,7 @@ from sim.datacenter.blocks import (
     Poisson,
 )
 from sim.datacenter.messages import NEVER, Int64, Newcomer
+from sim.datacenter.traces import Reading, Trace
 from sim.memory.guest import Vm
 from sim.streams import generator
 from sim.units import DAY, SECOND
@@ -29,43 +29,68 @@ _DRAWN: Final = 4096
 """Random numbers drawn at a time."""
 
 Random = np.random.Generator
+Plain = tuple[int, str, int]
+"""A guest that is as its kind says: when it comes, its kind, how long it lives."""
 
 
-def newcomers(datacenter: Datacenter, vms: Sequence[Vm], seed: int, duration: int) -> Iterator[Newcomer]:
-    """Every guest that comes before the end (ns), in order of time; guests of a kind are numbered as they come.
+def read_traces(datacenter: Datacenter) -> dict[int, Reading]:
+    """Each trace, read once, by its place among the sources. Raises UserError for one that cannot be read."""
+    return {place: Reading(each) for place, each in enumerate(datacenter.arrivals) if isinstance(each, Trace)}
 
-    Nothing but the next guest of each source is held.
+
+def newcomers(
+    datacenter: Datacenter, vms: Sequence[Vm], seed: int, duration: int, readings: Mapping[int, Reading]
+) -> Iterator[Newcomer]:
+    """Every guest that comes before the end (ns), in order of time; guests of a kind are numbered as they come, those
+    of a trace as it numbers them. Nothing but the next guest of each source is held.
     """
     kinds = {vm.name: vm for vm in vms}
-    named = {source.kind for source in datacenter.arrivals}
-    streams = [_listed(vm, duration) for vm in vms if vm.name not in named]
-    numbers = {name: count() for name in kinds}
+    named = {kind for source in datacenter.arrivals for kind in source.kinds}
+    streams: list[Iterator[Plain] | Iterator[Newcomer]] = [_listed(vm, duration) for vm in vms if vm.name not in named]
     sources = {name: count() for name in named}
-    for source in datacenter.arrivals:
-        random = generator(seed, "arrivals", source.kind, next(sources[source.kind]))
-        streams.append(_cut(_stream(source, random, duration), kinds[source.kind], duration))
-    for guest in heapq.merge(*streams, key=lambda each: each.time):
-        yield replace(guest, name=f"{guest.kind}-{next(numbers[guest.kind])}")
+    for number, source in enumerate(datacenter.arrivals):
+        if isinstance(source, Trace):
+            streams.append(_traced(readings[number], duration))
+        else:
+            random = generator(seed, "arrivals", source.kind, next(sources[source.kind]))
+            streams.append(_cut(_stream(source, random, duration), kinds[source.kind], duration))
+    numbers = {name: count() for name in kinds}
+    for guest in heapq.merge(*streams, key=_time):
+        if isinstance(guest, Newcomer):
+            yield guest
+        else:
+            time, kind, lifetime = guest
+            yield Newcomer(f"{kind}-{next(numbers[kind])}", kind, time, lifetime)
 
 
-def _listed(vm: Vm, duration: int) -> Iterator[Newcomer]:
+def _time(guest: Plain | Newcomer) -> int:
+    return guest.time if isinstance(guest, Newcomer) else guest[0]
+
+
+def _listed(vm: Vm, duration: int) -> Iterator[Plain]:
     """Guests that an entry of `vms` lists by itself."""
     for start, stop in vm.lives(NEVER):
         if start >= duration:
             return
-        yield Newcomer("", vm.name, start, stop - start if stop < NEVER else NEVER)
+        yield start, vm.name, stop - start if stop < NEVER else NEVER
 
 
-def _cut(stream: Iterator[Newcomer], vm: Vm, duration: int) -> Iterator[Newcomer]:
+def _traced(reading: Reading, duration: int) -> Iterator[Newcomer]:
+    """Guests of a trace before the end."""
+    return takewhile(lambda guest: guest.time < duration, reading.newcomers())
+
+
+def _cut(stream: Iterator[Plain], vm: Vm, duration: int) -> Iterator[Plain]:
     """Guests before the end, none of which outlives what its kind allows."""
-    for guest in stream:
-        if guest.time >= duration or (vm.stop is not None and guest.time >= vm.stop):
+    last = min(duration, vm.stop) if vm.stop is not None else duration
+    longest = vm.lifetime or NEVER
+    for time, kind, lifetime in stream:
+        if time >= last:
             return
-        longest = min(vm.lifetime or NEVER, vm.stop - guest.time if vm.stop is not None else NEVER)
-        yield replace(guest, lifetime=longest) if longest < guest.lifetime else guest
+        yield time, kind, min(lifetime, longest, vm.stop - time if vm.stop is not None else NEVER)
 
 
-def _stream(source: Poisson | Batch | BootStorm, random: Random, duration: int) -> Iterator[Newcomer]:
+def _stream(source: Poisson | Batch | BootStorm, random: Random, duration: int) -> Iterator[Plain]:
     if isinstance(source, Poisson):
         moments = _poisson(source, random, duration)
     elif isinstance(source, Batch):
@@ -74,8 +99,7 @@ def _stream(source: Poisson | Batch | BootStorm, random: Random, duration: int) 
         moments = _storms(source, random, duration)
     for times in moments:
         lives = _lifetimes(source.lifetime, random, len(times))
-        for time, life in zip(times.tolist(), lives.tolist(), strict=True):
-            yield Newcomer("", source.kind, time, life)
+        yield from zip(times.tolist(), repeat(source.kind), lives.tolist(), strict=False)
 
 
 def _poisson(source: Poisson, random: Random, duration: int) -> Iterator[Int64]:

@@ -7,10 +7,12 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
+from sim.datacenter.migration import Migration
+from sim.datacenter.traces import Trace
 from sim.document import by_key
 from sim.errors import At, Several, suggestion
 from sim.memory.guest import Vm
-from sim.units import DAY, HOUR, MINUTE, SECOND, Block, Bytes, Duration, Name, Rate, Share, format_duration
+from sim.units import DAY, HOUR, MINUTE, SECOND, Block, Duration, Name, Rate, Share, format_duration
 
 _MOST_AT_ONCE: Final = 10_000_000
 
@@ -48,6 +50,11 @@ class _Source(Block):
     """The entry of `vms` that the guests are of."""
     lifetime: Lifetime | None = None
     """How long they live; to the end of the run unless given."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The entries of `vms` that guests come from."""
+        return (self.kind,)
 
 
 class Poisson(_Source):
@@ -102,7 +109,9 @@ class BootStorm(_Source):
         return self
 
 
-Source = Annotated[Poisson | Batch | BootStorm, by_key(rate=Poisson, batch=Batch, boot_storm=BootStorm)]
+Source = Annotated[
+    Poisson | Batch | BootStorm | Trace, by_key(rate=Poisson, batch=Batch, boot_storm=BootStorm, path=Trace)
+]
 
 
 class Overcommit(Block):
@@ -173,11 +182,9 @@ class Hot(Block):
         return self
 
 
-class Migration(Block):
-    """Live migration: how many at a time, how fast, and for which reason."""
+class Migrations(Migration):
+    """Live migration: how fast, how many at a time, and for which reason."""
 
-    bandwidth: Bytes = Field(default=1_250_000_000, gt=0)
-    """Bytes per second that one move may send; 10 Gbit/s unless given."""
     per_host: int = Field(default=2, ge=1, le=1000)
     """Most moves under way that leave or enter one host."""
     in_all: int = Field(default=100, ge=1, le=1_000_000)
@@ -265,7 +272,7 @@ class Datacenter(Block):
     """How much more than it has a host may promise."""
     admission: Admission = Admission()
     """Which guests get in."""
-    migration: Migration = Migration()
+    migration: Migrations = Migrations()
     """Live migration."""
     consolidation: Consolidation | None = None
     """Switch off hosts that are not needed; all stay on unless given."""
@@ -279,12 +286,23 @@ class Datacenter(Block):
         """Time (ns) from one report to the next."""
         return self.report_every or self.epoch
 
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """Sources that are traces."""
+        return tuple(source for source in self.arrivals if isinstance(source, Trace))
+
     def faults(self, hosts: Sequence[str], vms: Sequence[Vm], duration: int) -> Iterator[At]:
         """What it says of hosts, kinds of guest and moments that the scenario does not have."""
         kinds = {vm.name: vm for vm in vms}
         for i, source in enumerate(self.arrivals):
-            if source.kind not in kinds:
-                yield At(f"arrivals.{i}.kind", "no such kind of guest", suggestion(source.kind, kinds))
+            for j, kind in enumerate(source.kinds):
+                if kind not in kinds:
+                    path = f"kinds.{j}" if isinstance(source, Trace) else "kind"
+                    yield At(f"arrivals.{i}.{path}", "no such kind of guest", suggestion(kind, kinds))
+            if isinstance(source, Trace):
+                taken = {*kinds, *(each.prefix for each in self.arrivals[:i] if isinstance(each, Trace))}
+                if source.prefix in taken:
+                    yield At(f"arrivals.{i}.name", f"guests called {source.prefix}-0 come already", "give another name")
         failing = self.failures.hosts if self.failures else ()
         happenings: tuple[tuple[str, Sequence[Happening]], ...]
         happenings = ("evacuations", self.evacuations), ("failures.hosts", failing)

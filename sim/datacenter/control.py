@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from sim.datacenter.arrivals import newcomers
+from sim.datacenter.arrivals import newcomers, read_traces
 from sim.datacenter.blocks import Datacenter
 from sim.datacenter.books import Placed, Waiting
 from sim.datacenter.demand import Demand
@@ -22,7 +22,6 @@ from sim.datacenter.messages import (
     Answer,
     Ended,
     Fail,
-    Int64,
     Moved,
     Newcomer,
     Order,
@@ -41,6 +40,9 @@ from sim.streams import generator
 _END, _FAILURE, _RESTART, _ARRIVAL = range(4)
 """What happens within an epoch; of things at the same moment the first goes first."""
 
+_RESTARTED: Final = "~"
+"""What stands between a guest's name and how often it was restarted: no name of a kind has it."""
+_MADE_AGAIN: Final = ("readings", "_arrivals")
 _USED: Final = REPORT.index("mem_used_bytes")
 
 
@@ -121,27 +123,33 @@ class ControlPlane:
             self._later(time, _FAILURE, (host, at_random))
         self.taken = 0
         """Guests that the stream of arrivals has given so far."""
+        self.readings = read_traces(self.rules)
+        for reading in self.readings.values():
+            for line in reading.rows.lines():
+                self.ledger.event(0, None, "trace-rows", line)
         self._arrivals = self._stream()
         self._next_arrival()
 
     def __getstate__(self) -> dict[str, Any]:
         """The plain state: the stream of arrivals is made again and put forward."""
-        return {name: value for name, value in self.__dict__.items() if name != "_arrivals"}
+        return {name: value for name, value in self.__dict__.items() if name not in _MADE_AGAIN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Go on from a plain state."""
         self.__dict__ |= state
+        self.readings = read_traces(self.rules)
         self._arrivals = islice(self._stream(), self.taken, None)
 
     def _stream(self) -> Iterator[Newcomer]:
-        return newcomers(self.rules, self.kinds, self.seed, self.duration)
+        return newcomers(self.rules, self.kinds, self.seed, self.duration, self.readings)
 
-    def _allowed(self, vm: Vm) -> Flags:
-        """Hosts that a kind of guest may run on: those it names, if it does, with its NUMA node."""
-        return np.array([
+    def _allowed(self, vm: Vm) -> Flags | None:
+        """Hosts that a kind of guest may run on: those it names, if it does, with its NUMA node; None for all."""
+        allowed = np.array([
             vm.host in (None, name, host.name) and (vm.numa_node or 0) < host.numa_nodes
             for name, host in zip(self.names, self.hosts, strict=True)
         ], bool)  # fmt: skip
+        return None if allowed.all() else allowed
 
     # --- what hosts say -------------------------------------------------------------------------------------------
 
@@ -193,9 +201,9 @@ class ControlPlane:
 
     def _reborn(self, placed: Placed, failed: int) -> Newcomer:
         """The same guest to be started again, for what is left of its life; its restarts are part of its name."""
-        origin, _, count = placed.guest.name.partition("-restart-")
+        origin, _, count = placed.guest.name.partition(_RESTARTED)
         left = placed.end - failed if placed.end < NEVER else NEVER
-        return replace(placed.guest, name=f"{origin}-restart-{int(count or 0) + 1}", lifetime=left)
+        return replace(placed.guest, name=f"{origin}{_RESTARTED}{int(count or 0) + 1}", lifetime=left)
 
     def _release(self, placed: Placed, *, reported: bool = False) -> None:
         """Free what the guest has in the books: on its host, and where it moves to."""
@@ -218,8 +226,7 @@ class ControlPlane:
         self._reopen()
         self.claimed[:] = 0
         self._retry(now)
-        asked = self.demand.of_guests(now)
-        self._move(now, asked)
+        self._move(now)
         powered = self.power.draws
         self._live(now, until)
         self._account(now, until, powered)
@@ -255,7 +262,8 @@ class ControlPlane:
         self.orders.append(Receive(target, now, move.luggage))
 
     def _open_to(self, need: Need) -> Flags:
-        return self.open & self.allowed[need.kind]
+        allowed = self.allowed[need.kind]
+        return self.open if allowed is None else self.open & allowed
 
     def _need(self, guest: Newcomer) -> Need:
         kind = self.numbers[guest.kind]
@@ -281,7 +289,7 @@ class ControlPlane:
         self.rooms.take(host, need)
         self.likeness.add(host, need.kind)
         end = min(now + guest.lifetime, NEVER)
-        row = self.demand.add(guest, need.kind, need.vcpus, host, guest.time if guest.levels else now)
+        row = self.demand.add(guest, need.kind, need.vcpus, host, now)
         self.guests[guest.name] = self.at[host][guest.name] = Placed(guest, need, host, now, end, row)
         if end < self.duration:
             self._later(end, _END, guest.name)
@@ -315,13 +323,16 @@ class ControlPlane:
 
     def _ever_fits(self, need: Need) -> bool:
         """Whether an empty host would take the guest."""
-        fits = (self.rooms.largest >= need.memory) & (self.rooms.vcpu_limit >= need.vcpus) & self.allowed[need.kind]
-        return bool(fits.any())
+        fits = (self.rooms.largest >= need.memory) & (self.rooms.vcpu_limit >= need.vcpus)
+        allowed = self.allowed[need.kind]
+        return bool(np.any(fits if allowed is None else fits & allowed))
 
     def _claim(self, need: Need, now: int) -> int:
         """When a host will have booted that has room for the guest, one being switched on if need be; NEVER if none."""
         memory, vcpus = self.rooms.memory - self.claimed[0], self.rooms.vcpus - self.claimed[1]
-        fits = (memory >= need.memory) & (vcpus >= need.vcpus) & self.allowed[need.kind] & ~self.movers.evacuated
+        fits = (memory >= need.memory) & (vcpus >= need.vcpus) & ~self.movers.evacuated
+        if (allowed := self.allowed[need.kind]) is not None:
+            fits &= allowed
         for state in (BOOTING, OFF):
             which = fits & (self.power.state == state)
             host = int(which.argmax())
@@ -335,14 +346,17 @@ class ControlPlane:
         self.claimed[:, host] += need.memory, need.vcpus
         return int(self.power.ready[host])
 
-    def _move(self, now: int, asked: Int64) -> None:
+    def _move(self, now: int) -> None:
         """Plan moves, begin those that may begin, and switch off hosts that are empty."""
+        if not self.movers.any_reason:
+            return
+        asked = self.demand.of_guests(now)
         by_host = self.demand.of_hosts(asked, len(self.hosts))
         reports = (self.reports, self.before) if self.reported_at == now else None
         self.movers.plan(now, self.at, asked, by_host, self._open_to, reports)
         self._reopen()
         for placed in self.movers.begin():
-            self.orders.append(Send(placed.host, now, placed.guest.name, self.rules.migration.bandwidth))
+            self.orders.append(Send(placed.host, now, placed.guest.name, self.rules.migration.bytes_per_s))
         for host in self.movers.idle(now, self.at):
             self.power.switch_off(host)
             self.open[host] = False

@@ -61,9 +61,9 @@ class Ledger:
         self.guest_ms, self.asked_ms, self.short_ms = zeros.copy(), zeros.copy(), zeros.copy()
         self.used = zeros.copy()
 
-    def event(self, time: int, host: int, kind: str, detail: str, guest: str = "") -> None:
-        """Note a row of the table of events."""
-        name = self.names[host]
+    def event(self, time: int, host: int | None, kind: str, detail: str, guest: str = "") -> None:
+        """Note a row of the table of events, of a host if one is meant."""
+        name = "" if host is None else self.names[host]
         self.events.append({"time_s": time / SECOND, "host": name, "guest": guest, "kind": kind, "detail": detail})
 
     def start(self, host: int, waited: int) -> None:

@@ -53,6 +53,11 @@ class Movers:
         """When all hosts were last looked at for consolidation."""
 
     @property
+    def any_reason(self) -> bool:
+        """Whether guests ever move here."""
+        return bool(self.rules.evacuations or self.rules.migration.hot or self.rules.consolidation)
+
+    @property
     def closed(self) -> Flags:
         """Hosts that take no guests though they are on."""
         shut: Flags = self.evacuated | self.draining

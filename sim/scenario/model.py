@@ -80,6 +80,8 @@ class Scenario(Block):
         told = blake2b(f"{version}\n{dump(asked)}".encode(), digest_size=6)
         for image in self.captured():
             told.update(image.path.read_bytes())
+        for trace in self.datacenter.traces if self.datacenter else ():
+            told.update(trace.digest())
         for host in self.hosts:
             told.update(host.price_set.model_dump_json().encode())
         return told.hexdigest()
@@ -209,7 +211,7 @@ class Scenario(Block):
             if vm.memory > largest:
                 remedy = f"write {format_bytes(largest)} or less, or give a host more"
                 yield At(f"vms.{i}.memory", "is more than any host has that it may run on", remedy)
-        named = {source.kind for source in self.datacenter.arrivals}
+        named = {kind for source in self.datacenter.arrivals for kind in source.kinds}
         for i, vm in enumerate(self.vms):
             for field in ("count", "start", "every"):
                 if vm.name in named and getattr(vm, field) != Vm.model_fields[field].default:
