@@ -46,7 +46,7 @@ def newcomers(
     """
     kinds = {vm.name: vm for vm in vms}
     named = {kind for source in datacenter.arrivals for kind in source.kinds}
-    streams: list[Iterator[Plain] | Iterator[Newcomer]] = [_listed(vm, duration) for vm in vms if vm.name not in named]
+    streams: list[Iterator[Plain | Newcomer]] = [_listed(vm, duration) for vm in vms if vm.name not in named]
     sources = {name: count() for name in named}
     for number, source in enumerate(datacenter.arrivals):
         if isinstance(source, Trace):
