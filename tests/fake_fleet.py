@@ -39,6 +39,18 @@ def scenario(**changes: Any) -> Scenario:
     return parse(base | changes)
 
 
+def named(order: Order) -> str:
+    """The guest that an order is about."""
+    match order:
+        case Start():
+            return order.guest.name
+        case Receive():
+            return order.luggage.newcomer.name
+        case Fail():
+            return ""
+    return order.guest
+
+
 class Fake:
     """A host: guests with the end of each, and those that are about to leave."""
 
@@ -130,6 +142,10 @@ class FakeFleet:
             if look:
                 look(now)
         return self
+
+    def orders_as_text(self) -> list[str]:
+        """What was ordered so far, to compare."""
+        return [f"{type(each).__name__} {each.host} {each.time} {named(each)}" for each in self.orders]
 
     def answers(self, orders: Sequence[Order], until: int, report: bool) -> Iterable[Answer]:
         """What each group of hosts says."""

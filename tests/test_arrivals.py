@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from typing import Any
@@ -123,12 +123,10 @@ def test_arrivals_are_streamed_and_not_held() -> None:
 
     def peak(guests: int) -> int:
         tracemalloc.start()
-        last = None
-        for last in islice(arrivals(source), guests):
-            pass
+        (last,) = deque(islice(arrivals(source), guests), maxlen=1)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert last is not None and abs(last.time / SECOND - guests / 1000) < 5 * guests**0.5 / 1000
+        assert abs(last.time / SECOND - guests / 1000) < 5 * guests**0.5 / 1000
         return most
 
     peak(1000)

@@ -40,15 +40,20 @@ def packed(policy: str, hosts: list[tuple[int, int]], guests: list[tuple[int, in
         if not fitting:
             chosen.append(NOWHERE)
             continue
-        host = {
-            "first-fit": lambda fits: fits[0],
-            "best-fit": lambda fits: min(fits, key=lambda each: free[each][0]),
-            "worst-fit": lambda fits: max(fits, key=lambda each: free[each][0]),
-            "dot-product": lambda fits: max(fits, key=lambda each: (
-                (memory / hosts[each][0]) * (free[each][0] / hosts[each][0])
-                + (vcpus / hosts[each][1]) * (free[each][1] / hosts[each][1])
-            )),
-        }[policy](fitting)  # fmt: skip
+        host = fitting[0]
+        if policy == "best-fit":
+            host = min(fitting, key=lambda each: free[each][0])
+        elif policy == "worst-fit":
+            host = max(fitting, key=lambda each: free[each][0])
+        elif policy == "dot-product":
+            wanted = memory, vcpus
+            products = {
+                each: sum(
+                    want / has * (left / has) for want, has, left in zip(wanted, hosts[each], free[each], strict=True)
+                )
+                for each in fitting
+            }
+            host = max(fitting, key=products.__getitem__)
         chosen.append(host)
         free[host][0] -= memory
         free[host][1] -= vcpus
@@ -189,7 +194,9 @@ def test_the_order_of_hosts_in_the_file_does_not_matter(order: list[int], policy
             },
         )
         plane = ControlPlane(asked)
-        return placed(asked, [each for now in range(0, asked.duration, plane.rules.epoch) for each in plane.decide(now)])
+        return placed(
+            asked, [each for now in range(0, asked.duration, plane.rules.epoch) for each in plane.decide(now)]
+        )
 
     assert run([kinds[place] for place in order]) == run(kinds)
 

@@ -284,7 +284,7 @@ class ControlPlane:
     def _start(self, guest: Newcomer, need: Need, now: int, since: int) -> bool:
         """Start a guest that came at *since* if a host has room; return whether."""
         host = self.placement.choose(need, self._open_to(need))
-        if host == NOWHERE:
+        if host == NOWHERE and (host := self._spared(need)) == NOWHERE:
             return False
         self.rooms.take(host, need)
         self.likeness.add(host, need.kind)
@@ -296,6 +296,19 @@ class ControlPlane:
         self.orders.append(Start(host, now, guest))
         self.ledger.start(host, now - since)
         return True
+
+    def _spared(self, need: Need) -> int:
+        """A host with room that was about to be switched off, and now is not."""
+        draining = self.movers.draining
+        if not draining.any():
+            return NOWHERE
+        allowed = self.allowed[need.kind]
+        on = self.power.on & draining & ~self.movers.evacuated
+        host = self.placement.choose(need, on if allowed is None else on & allowed)
+        if host != NOWHERE:
+            draining[host] = False
+            self.open[host] = True
+        return host
 
     def _come(self, guest: Newcomer, now: int, *, again: bool) -> None:
         """A guest comes, for the first time or after its host failed."""

@@ -78,7 +78,7 @@ class Movers:
         last ones and those before, if they are new.
         """
         self.loads.append(loads)
-        for host in np.flatnonzero(self.evacuated).tolist():
+        for host in np.flatnonzero(self.closed).tolist():
             for placed in _movable(guests[host]):
                 self._send_to(placed, self.placement.choose(placed.need, open_to(placed.need)))
         load = self._load_to_be(asked, loads)
@@ -90,12 +90,12 @@ class Movers:
             self._consolidate(guests, asked, load, open_to)
 
     def begin(self) -> Iterator[Placed]:
-        """Moves that begin now, as many as the limits allow; plans whose target is no longer on are given up."""
+        """Moves that begin now, as many as the limits allow; those to a host that takes no guests now are given up."""
         limits = self.rules.migration
         for placed in list(self.planned.values()):
             if placed.sent:
                 continue
-            if not self.power.on[placed.target]:
+            if not self.power.on[placed.target] or self.evacuated[placed.target]:
                 self.forget(placed)
             elif (
                 self.sending < limits.in_all
