@@ -232,6 +232,99 @@ EVENTS: tuple[Column, ...] = (
 )
 """Columns of events.parquet: one row per event, in order of time."""
 
+FLEET: tuple[Column, ...] = (
+    Column("time_s", "float64", "s", "end of the epoch"),
+    Column("hosts_on", "int64", "count", "hosts that were on or booting in the epoch"),
+    Column("hosts_used", "int64", "count", "hosts with a guest"),
+    Column("hosts_failed", "int64", "count", "hosts that failed and are not repaired yet"),
+    Column("guests_running", "int64", "count", "guests running, by the books of the control plane"),
+    Column("guests_waiting", "int64", "count", "guests that wait for room"),
+    _memory("mem_promised_bytes", "promised to guests, where they run and where they move to"),
+    _memory("mem_reported_bytes", "used by the last reports of the hosts"),
+    Column("cpu_asked_cores", "float64", "cores", "cores that guests asked for at the start of the epoch"),
+    Column("cpu_short_cores", "float64", "cores", "their part that was more than the cores of their host"),
+    Column("power_w", "float64", "W", "power that hosts drew; 0 for one without `power`"),
+    Column("energy_j", "int64", "J", "energy that hosts used, since the start"),
+    Column("arrivals", "int64", "count", "guests that came, since the start"),
+    Column("guests_started", "int64", "count", "starts of guests, those after a failure included, since the start"),
+    Column("guests_refused", "int64", "count", "guests that found no room, since the start"),
+    Column("guests_ended", "int64", "count", "guests that ended on a sound host, since the start"),
+    Column("guests_lost", "int64", "count", "guests that a failed host took with it for good, since the start"),
+    Column("guests_restarted", "int64", "count", "guests to be started again after a failure, since the start"),
+    Column("host_failures", "int64", "count", "hosts that failed, since the start"),
+    Column("migrations", "int64", "count", "moves that are over, since the start"),
+    _memory("migration_bytes", "what they sent, pages sent again included, since the start"),
+    _cpu("migration_ns", "time that they took, summed over moves, since the start"),
+    _cpu("downtime_ns", "time for which their guests stood still, since the start"),
+    _cpu("waited_ns", "time that started guests had waited for room, since the start"),
+)
+"""Columns of fleet.parquet, of a scenario with a datacenter: one row per epoch."""
+
+HOSTS: tuple[Column, ...] = (
+    HOST,
+    Column("kind", "string", "", "name of the scenario's hosts entry"),
+    Column("on_s", "float64", "s", "time for which it was on or booting"),
+    Column("energy_j", "int64", "J", "energy that it used; 0 without `power`"),
+    Column("guests_started", "int64", "count", "guests that started on it"),
+    Column("guests_mean", "float64", "count", "guests on it at the end of an epoch, mean over the run"),
+    Column("guests_max", "int64", "count", "most guests on it at the end of an epoch"),
+    _memory("mem_promised_max_bytes", "most that it promised"),
+    Column("cpu_asked_s", "float64", "s", "CPU time that its guests asked for"),
+    Column("cpu_short_s", "float64", "s", "its part that was more than its cores"),
+    Column("migrations_out", "int64", "count", "guests that left it to move"),
+    Column("migrations_in", "int64", "count", "guests that moved to it"),
+    Column("failures", "int64", "count", "times it failed"),
+    Column("oom_kills", "int64", "count", "guests killed because it had no frame left, by its last report"),
+)
+"""Columns of hosts.parquet, of a scenario with a datacenter: one row per host."""
+
+FLEET_METRICS: tuple[Metric, ...] = (
+    Metric(
+        "guests_per_host",
+        "count",
+        "how many guests a host in use has",
+        "guests_running / hosts_used, each summed over the rows of fleet",
+    ),
+    Metric("hosts_needed", "count", "most hosts in use", "largest hosts_used of fleet"),
+    Metric("hosts_on_mean", "count", "hosts that are on", "hosts_on, mean over the rows of fleet"),
+    Metric(
+        "energy_kwh", "kWh", "energy that the hosts used", "energy_j of hosts, summed, / 3.6e6; none without `power`"
+    ),
+    Metric("migrations", "count", "moves that are over", "migrations of fleet at the end"),
+    Metric("migration_bytes", "bytes", "what they sent", "migration_bytes of fleet at the end"),
+    Metric("migration_s", "s", "how long a move takes", "migration_ns / migrations of fleet at the end"),
+    Metric(
+        "migration_downtime_s",
+        "s",
+        "how long a guest stands still when it moves",
+        "downtime_ns / migrations of fleet at the end",
+    ),
+    Metric("guests_refused", "count", "guests that found no room", "guests_refused of fleet at the end"),
+    Metric("waiting_s", "s", "how long a guest waits for room", "waited_ns / guests_started of fleet at the end"),
+    Metric(
+        "oom_kills_per_day",
+        "count",
+        "guests killed for lack of memory, per day",
+        "oom_kills summed over hosts / duration in days",
+    ),
+    Metric(
+        "stalls_per_day",
+        "count",
+        "how often a host has a guest wait for memory for a tenth of the time from one report to the next, per day",
+        "reports after which psi_some_ns has grown by more than 10 % of that time, of all hosts / duration in days",
+    ),
+    Metric(
+        "cpu_short_percent",
+        "%",
+        "CPU time that guests asked for and their host did not have",
+        "100 * cpu_short_s / cpu_asked_s, each summed over hosts",
+    ),
+    Metric("host_failures", "count", "hosts that failed", "host_failures of fleet at the end"),
+    Metric("guests_restarted", "count", "guests to be started again", "guests_restarted of fleet at the end"),
+    Metric("guests_lost", "count", "guests lost for good", "guests_lost of fleet at the end"),
+)
+"""The metrics of a scenario with a datacenter, from the tables fleet and hosts; others have none of them."""
+
 HEADLINES: tuple[Metric, ...] = (
     Metric(
         "consolidation_ratio",
@@ -425,7 +518,7 @@ COUNTER_METRICS: tuple[Metric, ...] = tuple(
 )
 """The kernel's counters at the end of the run."""
 
-METRICS: tuple[Metric, ...] = HEADLINES + COUNTER_METRICS
+METRICS: tuple[Metric, ...] = HEADLINES + FLEET_METRICS + COUNTER_METRICS
 """Every key of summary.json, in its order."""
 
 
@@ -435,6 +528,8 @@ def markdown() -> str:
         ("samples.parquet and scans.parquet", SAMPLES),
         ("guests.parquet", GUESTS),
         ("events.parquet", EVENTS),
+        ("fleet.parquet", FLEET),
+        ("hosts.parquet", HOSTS),
     )
     sections = [
         _section(title, ("column", "type", "unit", "meaning", "kernel"), map(_cells, columns))

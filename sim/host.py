@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from sim.columns import GUESTS, PAGE_BYTES, SAMPLES
 from sim.cost import prices as price_sets
+from sim.cost.power import Power
 from sim.cost.prices import Prices
 from sim.cost.translation import LOOK_EVERY, Runner, Walks
 from sim.errors import At, Several
@@ -105,6 +106,8 @@ class Host(Sharing, _Hardware):
     """Let ksmtuned turn KSM's knobs."""
     mom: Mom | None = None
     """Let oVirt's MOM turn KSM's knobs."""
+    power: Power | None = None
+    """What the host draws from the mains, for the energy of a datacenter; not known unless given."""
 
     _folder: Path = PrivateAttr(default=Path())
 

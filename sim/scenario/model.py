@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from sim.datacenter.blocks import Datacenter
 from sim.document import Document, dump, in_order, read
 from sim.errors import At, Problem, Several, UserError, suggestion
 from sim.host import Assignment, Host
@@ -44,6 +45,8 @@ class Scenario(Block):
     """Kinds of host."""
     vms: tuple[Vm, ...] = Field(min_length=1)
     """Kinds of guest."""
+    datacenter: Datacenter | None = None
+    """A control plane that places guests on hosts as they come; unless given, guests are spread in turn beforehand."""
     expect: tuple[ExpectationText, ...] = ()
     """What must hold at the end: metric, comparison, value."""
     sweep: Axes | tuple[Axes, ...] = Field(default_factory=dict)
@@ -77,6 +80,8 @@ class Scenario(Block):
         told = blake2b(f"{version}\n{dump(asked)}".encode(), digest_size=6)
         for image in self.captured():
             told.update(image.path.read_bytes())
+        for trace in self.datacenter.traces if self.datacenter else ():
+            told.update(trace.digest())
         for host in self.hosts:
             told.update(host.price_set.model_dump_json().encode())
         return told.hexdigest()
@@ -111,7 +116,7 @@ class Scenario(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
-        faults = [*self._names(), *self._references(), *self._forks(), *self._writes(), *self._times()]
+        faults = [*self._names(), *self._references(), *self._forks(), *self._writes(), *self._times(), *self._fleet()]
         if faults:
             raise Several(*faults)
         return self
@@ -191,6 +196,29 @@ class Scenario(Block):
                 yield At(f"vms.{i}.start", "comes before the parent starts", remedy)
             elif lineage[-1].fork_of is None:
                 yield from (_below(f"vms.{i}", fault) for fault in vm.part_faults(lineage[-1].content))
+
+    def _fleet(self) -> Iterator[At]:
+        """What a control plane cannot do with these guests and hosts."""
+        if self.datacenter is None:
+            return
+        for i, vm in enumerate(self.vms):
+            if vm.fork_of:
+                remedy = "describe it as a guest of its own, or remove datacenter"
+                yield At(f"vms.{i}.fork_of", "a control plane places guests, not forks", remedy)
+            if vm.huge_pages == "hugetlbfs":
+                yield At(f"vms.{i}.huge_pages", "a control plane does not count hugetlbfs", "write madvise or none")
+            largest = max((host.memory for host in self._hosts_of(vm)), default=vm.memory)
+            if vm.memory > largest:
+                remedy = f"write {format_bytes(largest)} or less, or give a host more"
+                yield At(f"vms.{i}.memory", "is more than any host has that it may run on", remedy)
+        named = {kind for source in self.datacenter.arrivals for kind in source.kinds}
+        for i, vm in enumerate(self.vms):
+            for field in ("count", "start", "every"):
+                if vm.name in named and getattr(vm, field) != Vm.model_fields[field].default:
+                    yield At(f"vms.{i}.{field}", "these guests come as datacenter.arrivals says", "remove it")
+        hosts = [name for _, name in self.host_names()]
+        for fault in self.datacenter.faults(hosts, self.vms, self.duration):
+            yield _below("datacenter", fault)
 
     def _lineage(self, vm: Vm, kinds: Mapping[str, Vm]) -> list[Vm]:
         """The kind of guest, its parent, the parent's parent and so on, each once."""
