@@ -71,7 +71,6 @@ def _types(trace: Trace, database: sqlite3.Connection, rows: Rows) -> _Types:
     for row, (kind, machine, core, memory) in enumerate(_select(database, "vmType"), 1):
         if row > _MOST_TYPES:
             raise fault(trace.source, f"has more than {_MOST_TYPES:,} rows in vmType", _REMEDY)
-        rows.read += 1
         try:
             number_of = any_number(machine, "machineId")
             if trace.machine_id is not None and number_of != trace.machine_id:
@@ -81,6 +80,7 @@ def _types(trace: Trace, database: sqlite3.Connection, rows: Rows) -> _Types:
                 on[kind] = number_of
         except BadRow as bad:
             types.setdefault(kind, "its type has no size that can be read")
+            rows.read += 1
             rows.leave_out(str(bad), f"{shown(trace.source)}: vmType row {row}")
     return types
 

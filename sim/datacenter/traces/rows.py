@@ -108,9 +108,10 @@ def text_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
     while line := stream.readline(LONGEST_LINE):
         number += 1
         whole = line.endswith(b"\n") or len(line) < LONGEST_LINE
-        while not line.endswith(b"\n") and (line := stream.readline(LONGEST_LINE)):
-            whole = False
         yield number, line.rstrip(b"\r\n") if whole else None
+        rest = b"" if whole else b"..."
+        while rest and not rest.endswith(b"\n"):
+            rest = stream.readline(LONGEST_LINE)
 
 
 def any_number(text: bytes | float | int | None, what: str) -> float:
