@@ -61,7 +61,7 @@ def read(trace: Trace, rows: Rows) -> Iterator[Guest]:
                     raise BadRow(size)
                 yield Guest(arrival, row, leaves, *size, b"")
             except BadRow as bad:
-                rows.leave_out(str(bad), f"{shown(file)}: vm row {row}")
+                rows.leave_out(str(bad), f"{shown(file.name)}: vm row {row}")
 
 
 def _types(trace: Trace, database: sqlite3.Connection, rows: Rows) -> _Types:
@@ -81,7 +81,7 @@ def _types(trace: Trace, database: sqlite3.Connection, rows: Rows) -> _Types:
         except BadRow as bad:
             types.setdefault(kind, "its type has no size that can be read")
             rows.read += 1
-            rows.leave_out(str(bad), f"{shown(trace.source)}: vmType row {row}")
+            rows.leave_out(str(bad), f"{shown(trace.source.name)}: vmType row {row}")
     return types
 
 

@@ -67,7 +67,7 @@ def read(trace: Trace, rows: Rows) -> Iterator[Guest]:
                 raise BadRow("is placed before it was made")
             guest = Guest(made, row, made + lasting(placed, deleted) - placed, size, vcpus, b"")
         except BadRow as bad:
-            rows.leave_out(str(bad), f"{shown(file)}:{line}")
+            rows.leave_out(str(bad), f"{shown(file.name)}:{line}")
             continue
         yield guest
 
@@ -101,7 +101,7 @@ def nodes(trace: Trace, rows: Rows) -> Sequence[NodeKind]:
             whole_vcpus(cores)
             sizes[_memory(fields[1]), cores] += 1
         except BadRow as bad:
-            rows.leave_out(str(bad), f"{shown(file)}:{line}")
+            rows.leave_out(str(bad), f"{shown(file.name)}:{line}")
     rows.check(file, "openb's nodes")
     return [NodeKind(count, memory, cores) for (memory, cores), count in sorted(sizes.items())]
 
@@ -127,13 +127,13 @@ def _rows(file: Path, columns: Sequence[str], rows: Rows) -> Iterator[tuple[int,
                 continue
             rows.read += 1 + empty
             if empty:
-                rows.leave_out("empty line", f"{shown(file)}:{line - empty}", empty)
+                rows.leave_out("empty line", f"{shown(file.name)}:{line - empty}", empty)
                 empty = 0
             fields = text.split(b",") if text is not None else ()
             if text is None:
-                rows.leave_out("a line of more than 64KiB", f"{shown(file)}:{line}")
+                rows.leave_out("a line of more than 64KiB", f"{shown(file.name)}:{line}")
             elif len(fields) <= last:
-                rows.leave_out("too few columns", f"{shown(file)}:{line}")
+                rows.leave_out("too few columns", f"{shown(file.name)}:{line}")
             else:
                 yield count, line, [fields[place] for place in wanted]
 

@@ -32,7 +32,7 @@ class BadRow(Exception):
 
 @dataclass
 class Noted:
-    """How many rows have one fault, and where the first one is."""
+    """How many rows have one fault, and where the first one is: the same text wherever the trace lies."""
 
     first: str
     count: int = 0
