@@ -50,22 +50,22 @@ class Reading:
     def _arrivals(self) -> Iterator[Newcomer]:
         begin, kinds, step = self.trace.begin, self.trace.kinds, self.trace.step
         # Numbered before the window cuts, so that a guest keeps its name and kind in any window.
-        for number, guest in enumerate(self._spool):
-            if self.trace.end is not None and guest.time >= self.trace.end:
+        for number, (time, _, end, memory, vcpus, used) in enumerate(self._spool):
+            if self.trace.end is not None and time >= self.trace.end:
                 return
             # Guests that are there already live for the rest of their lives, and use the rest of their levels.
-            since = max(guest.time, begin)
-            if guest.end is not None and guest.end <= since:
+            since = max(time, begin)
+            if end is not None and end <= since:
                 continue
-            levels = tuple(np.frombuffer(guest.levels, np.float64).tolist()) if guest.levels else ()
+            levels = tuple(np.frombuffer(used, np.float64).tolist()) if used else ()
             yield Newcomer(
                 f"{self.trace.prefix}-{number}",
                 kinds[number % len(kinds)],
                 since - begin,
-                NEVER if guest.end is None else guest.end - since,
-                guest.memory,
-                guest.vcpus,
-                levels[min((since - guest.time) // step, len(levels) - 1) :] if levels else (),
+                NEVER if end is None else end - since,
+                memory,
+                vcpus,
+                levels[min((since - time) // step, len(levels) - 1) :] if levels else (),
                 step if levels else 0,
             )
 

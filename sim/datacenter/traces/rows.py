@@ -114,8 +114,8 @@ def text_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
             rest = stream.readline(LONGEST_LINE)
 
 
-def any_number(text: bytes | float | int | None, what: str) -> float:
-    """The finite number that a field says."""
+def number(text: bytes | float | None, what: str, least: float = 0.0) -> float:
+    """The finite number that a field says, 0 or more unless *least* is lower."""
     try:
         value = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -123,13 +123,7 @@ def any_number(text: bytes | float | int | None, what: str) -> float:
     # Python reads 1_000 as a thousand; no trace writes that.
     if not math.isfinite(value) or (isinstance(text, bytes) and b"_" in text):
         raise BadRow(f"{what} is no number")
-    return value
-
-
-def number(text: bytes | float | int | None, what: str) -> float:
-    """The finite number that a field says, 0 or more."""
-    value = any_number(text, what)
-    if value < 0:
+    if value < least:
         raise BadRow(f"{what} is negative")
     return value
 
@@ -147,7 +141,7 @@ def whole_pages(size: float) -> int:
         raise BadRow("memory is 0")
     if size > _MOST_MEMORY:
         raise BadRow("memory is more than 1 PiB")
-    return math.ceil(round(size / PAGE_BYTES, 6)) * PAGE_BYTES
+    return max(1, math.ceil(round(size / PAGE_BYTES, 6))) * PAGE_BYTES
 
 
 def whole_vcpus(cores: float) -> int:
