@@ -7,6 +7,7 @@ Table `vmType`: core and memory of each type on each machine it can run on, as f
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -16,7 +17,6 @@ from typing import Any, Final
 from sim.datacenter.traces.rows import (
     BadRow,
     Rows,
-    any_number,
     fault,
     lasting,
     moment,
@@ -36,6 +36,8 @@ _COLUMNS: Final = {
     "vm": ("vmTypeId", "starttime", "endtime"),
     "vmType": ("vmTypeId", "machineId", "core", "memory"),
 }
+_BEFORE: Final = -math.inf
+"""Least of a time: guests may have been there before the collection began."""
 _LONGEST_VALUE: Final = 1 << 16
 _MOST_TYPES: Final = 1 << 20
 _REMEDY: Final = "fetch packing_trace_zone_a_v1.sqlite of AzureTracesForPacking2020 again, and unzip it"
@@ -52,16 +54,16 @@ def read(trace: Trace, rows: Rows) -> Iterator[Guest]:
         for row, (kind, start, end) in enumerate(_select(database, "vm"), 1):
             rows.read += 1
             try:
-                arrival = moment(any_number(start, "starttime"), DAY, "starttime")
+                arrival = moment(number(start, "starttime", _BEFORE), DAY, "starttime")
                 leaves = None
                 if end is not None:
-                    leaves = lasting(arrival, moment(any_number(end, "endtime"), DAY, "endtime"))
+                    leaves = lasting(arrival, moment(number(end, "endtime", _BEFORE), DAY, "endtime"))
                 size = types.get(kind, "its type is not in vmType")
                 if isinstance(size, str):
                     raise BadRow(size)
                 yield Guest(arrival, row, leaves, *size, b"")
             except BadRow as bad:
-                rows.leave_out(str(bad), f"{shown(file)}: vm row {row}")
+                rows.leave_out(str(bad), f"{shown(file.name)}: vm row {row}")
 
 
 def _types(trace: Trace, database: sqlite3.Connection, rows: Rows) -> _Types:
@@ -71,9 +73,8 @@ def _types(trace: Trace, database: sqlite3.Connection, rows: Rows) -> _Types:
     for row, (kind, machine, core, memory) in enumerate(_select(database, "vmType"), 1):
         if row > _MOST_TYPES:
             raise fault(trace.source, f"has more than {_MOST_TYPES:,} rows in vmType", _REMEDY)
-        rows.read += 1
         try:
-            number_of = any_number(machine, "machineId")
+            number_of = number(machine, "machineId")
             if trace.machine_id is not None and number_of != trace.machine_id:
                 types.setdefault(kind, f"its type does not run on machine {trace.machine_id}")
             elif number_of < on.get(kind, float("inf")):
@@ -81,7 +82,8 @@ def _types(trace: Trace, database: sqlite3.Connection, rows: Rows) -> _Types:
                 on[kind] = number_of
         except BadRow as bad:
             types.setdefault(kind, "its type has no size that can be read")
-            rows.leave_out(str(bad), f"{shown(trace.source)}: vmType row {row}")
+            rows.read += 1
+            rows.leave_out(str(bad), f"{shown(trace.source.name)}: vmType row {row}")
     return types
 
 
@@ -106,7 +108,7 @@ def _opened(file: Path) -> Iterator[sqlite3.Connection]:
             database.text_factory = bytes
             _check_tables(file, database)
             yield database
-    except (sqlite3.Error, OverflowError) as error:
+    except (sqlite3.Error, ValueError, OverflowError) as error:
         raise fault(file, f"is damaged: {error}", _REMEDY) from None
 
 

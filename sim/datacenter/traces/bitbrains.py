@@ -81,7 +81,7 @@ def read(trace: Trace, rows: Rows) -> Iterator[Guest]:
             levels = _levels(database, machine, trace.step)
             start, end = ((moment - zero) * MILLISECOND for moment in (machine.start, machine.end))
             if not len(levels):
-                rows.mend("no sample of its CPU: it has its kind's load", f"{shown(meta)}: {_text(name)}")
+                rows.mend("no sample of its CPU: it has its kind's load", f"{shown(meta.name)}: {_text(name)}")
             yield Guest(start, machine.row, end, machine.memory, machine.vcpus, levels.tobytes())
 
 
@@ -114,7 +114,7 @@ def _machines(trace: Trace, file: Path, rows: Rows) -> dict[object, _Machine]:
                     raise BadRow("no id of its own")
                 machines[name] = _Machine(begin, lasting(begin, end), row, size, vcpus, speed)
             except BadRow as bad:
-                rows.leave_out(str(bad), f"{shown(file)}: row {row}")
+                rows.leave_out(str(bad), f"{shown(file.name)}: row {row}")
             if len(machines) > _MOST_GUESTS:
                 raise fault(file, f"lists more than {_MOST_GUESTS:,} guests", "take a part of it")
     return machines
@@ -156,10 +156,10 @@ def _samples(machines: Mapping[object, _Machine], file: Path, rows: Rows) -> Ite
                 if level > _MOST_USE:
                     raise BadRow(f"CPU use is above {_MOST_USE:.0%} of the capacity")
             except BadRow as bad:
-                rows.leave_out(str(bad), f"{shown(file)}: row {row}")
+                rows.leave_out(str(bad), f"{shown(file.name)}: row {row}")
                 continue
             if level > 1:
-                rows.mend("CPU use is above the capacity, taken as all of it", f"{shown(file)}: row {row}")
+                rows.mend("CPU use is above the capacity, taken as all of it", f"{shown(file.name)}: row {row}")
             yield machine.row, at, min(level, 1.0)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,7 @@ from sim.datacenter.traces.rows import (
 )
 from sim.datacenter.traces.spool import Guest
 from sim.datacenter.traces.trace import Trace
-from sim.units import MIB, SECOND
+from sim.units import MIB, SECOND, format_bytes
 
 PODS: Final = "openb_pod_list_default.csv"
 NODES: Final = "openb_node_list_all_node.csv"
@@ -44,6 +45,11 @@ class NodeKind:
     """Bytes."""
     cores: int
 
+    def host(self) -> dict[str, str | int]:
+        """The entry of `hosts` for them."""
+        size = format_bytes(self.memory)
+        return {"name": f"{self.cores}c-{size}", "count": self.count, "memory": size, "cores": self.cores}
+
 
 def read(trace: Trace, rows: Rows) -> Iterator[Guest]:
     """Yield the pods in the order of the file.
@@ -53,22 +59,38 @@ def read(trace: Trace, rows: Rows) -> Iterator[Guest]:
     file = trace.source / PODS if trace.source.is_dir() else trace.source
     for row, line, fields in _rows(file, _POD, rows):
         try:
-            cpu, memory, created, deleted = (number(fields[i], _POD[i]) for i in range(4))
-            arrival, end = moment(created, SECOND, "creation_time"), moment(deleted, SECOND, "deletion_time")
-            begin = moment(number(fields[4], _POD[4]), SECOND, _POD[4]) if fields[4] else arrival
-            if begin < arrival:
+            cpu, memory, *times = fields
+            vcpus, size = _vcpus(cpu, trace.vcpus_per_core), _memory(memory)
+            made, deleted = _seconds(times[0], _POD[2]), _seconds(times[1], _POD[3])
+            placed = _seconds(times[2], _POD[4]) if times[2] else made
+            if placed < made:
                 raise BadRow("is placed before it was made")
-            life = lasting(begin, end) - begin
-            vcpus = whole_vcpus(cpu / 1000 * trace.vcpus_per_core)
-            guest = Guest(arrival, row, arrival + life, whole_pages(memory * MIB), vcpus, b"")
+            guest = Guest(made, row, made + lasting(placed, deleted) - placed, size, vcpus, b"")
         except BadRow as bad:
-            rows.leave_out(str(bad), f"{shown(file)}:{line}")
+            rows.leave_out(str(bad), f"{shown(file.name)}:{line}")
             continue
         yield guest
 
 
+# Pods come in a few sizes.
+@lru_cache(maxsize=1 << 12)
+def _vcpus(cpu_milli: bytes, per_core: float) -> int:
+    return whole_vcpus(number(cpu_milli, "cpu_milli") / 1000 * per_core)
+
+
+@lru_cache(maxsize=1 << 12)
+def _memory(memory_mib: bytes) -> int:
+    return whole_pages(number(memory_mib, "memory_mib") * MIB)
+
+
+def _seconds(text: bytes, column: str) -> int:
+    return moment(number(text, column), SECOND, column)
+
+
 def nodes(trace: Trace, rows: Rows) -> Sequence[NodeKind]:
     """The sizes of the trace's nodes, smallest memory first; half a core is none."""
+    if trace.format != "openb":
+        raise fault(trace.source, f"traces of {trace.format} list no nodes", "name a folder of openb")
     file = node_list(trace)
     sizes: Counter[tuple[int, int]] = Counter()
     for _, line, fields in _rows(file, _NODE, rows):
@@ -77,9 +99,9 @@ def nodes(trace: Trace, rows: Rows) -> Sequence[NodeKind]:
             if not cores:
                 raise BadRow("less than a core")
             whole_vcpus(cores)
-            sizes[whole_pages(number(fields[1], "memory_mib") * MIB), cores] += 1
+            sizes[_memory(fields[1]), cores] += 1
         except BadRow as bad:
-            rows.leave_out(str(bad), f"{shown(file)}:{line}")
+            rows.leave_out(str(bad), f"{shown(file.name)}:{line}")
     rows.check(file, "openb's nodes")
     return [NodeKind(count, memory, cores) for (memory, cores), count in sorted(sizes.items())]
 
@@ -105,13 +127,13 @@ def _rows(file: Path, columns: Sequence[str], rows: Rows) -> Iterator[tuple[int,
                 continue
             rows.read += 1 + empty
             if empty:
-                rows.leave_out("empty line", f"{shown(file)}:{line - empty}", empty)
+                rows.leave_out("empty line", f"{shown(file.name)}:{line - empty}", empty)
                 empty = 0
             fields = text.split(b",") if text is not None else ()
             if text is None:
-                rows.leave_out("a line of more than 64KiB", f"{shown(file)}:{line}")
+                rows.leave_out("a line of more than 64KiB", f"{shown(file.name)}:{line}")
             elif len(fields) <= last:
-                rows.leave_out("too few columns", f"{shown(file)}:{line}")
+                rows.leave_out("too few columns", f"{shown(file.name)}:{line}")
             else:
                 yield count, line, [fields[place] for place in wanted]
 

@@ -67,7 +67,7 @@ def read_google(trace: Trace, rows: Rows) -> Iterator[Guest]:
                 rows.leave_out(str(bad), place, good)
                 continue
             vcpus = whole_vcpus(max(cpu) * trace.machine.cores)
-            levels = levels * (trace.machine.cores / vcpus)
+            levels = np.minimum(levels * (trace.machine.cores / vcpus), 1.0)
         yield Guest(0, name, None, size, vcpus, levels.tobytes())
 
 
@@ -89,7 +89,7 @@ def _in_folder(folder: Path) -> _Files:
         with readable(file) as stream:
             if os.fstat(stream.fileno()).st_size > LARGEST_FILE:
                 raise fault(file, "is larger than 64MiB", "a file holds the samples of one guest, a line for each")
-            yield name, shown(file), stream
+            yield name, shown(file.name), stream
 
 
 def _in_archive(file: Path) -> _Files:
@@ -104,7 +104,7 @@ def _in_archive(file: Path) -> _Files:
                 _refuse_strange(file, member)
                 if member.isfile() and (content := archive.extractfile(member)):
                     # Read whole: the archive hands out members only one after the other.
-                    place = f"{shown(file)}/{shown(member.name)}"
+                    place = shown(member.name)
                     yield os.fsencode(member.name), place, io.BytesIO(content.read())
         while stream.read(_PIECE):  # to the end, where gzip keeps its check sum
             stream.left = LARGEST_FILE

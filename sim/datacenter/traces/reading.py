@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from sim.datacenter.messages import NEVER, Newcomer
 from sim.datacenter.traces import azure, bitbrains, openb, percent
-from sim.datacenter.traces.rows import Rows, fault, readable
+from sim.datacenter.traces.rows import Rows, fault, readable, shown
 from sim.datacenter.traces.spool import Guest, Spool
 from sim.datacenter.traces.trace import Format, Trace
+from sim.document import Document
 
 _READERS: Final[Mapping[Format, Callable[[Trace, Rows], Iterator[Guest]]]] = {
     "openb": openb.read,
@@ -38,6 +40,8 @@ class Reading:
         except OSError as error:
             raise fault(trace.source, f"cannot be read: {error.strerror or error}", "check the disk") from None
         self.rows.check(trace.source, trace.format)
+        if not self._spool.count:
+            raise fault(trace.source, "lists no guests", f"is it a trace of {trace.format}?")
 
     def newcomers(self) -> Iterator[Newcomer]:
         """Yield the guests that arrive in the trace's window, in order of time."""
@@ -46,22 +50,22 @@ class Reading:
     def _arrivals(self) -> Iterator[Newcomer]:
         begin, kinds, step = self.trace.begin, self.trace.kinds, self.trace.step
         # Numbered before the window cuts, so that a guest keeps its name and kind in any window.
-        for number, guest in enumerate(self._spool):
-            if self.trace.end is not None and guest.time >= self.trace.end:
+        for number, (time, _, end, memory, vcpus, used) in enumerate(self._spool):
+            if self.trace.end is not None and time >= self.trace.end:
                 return
             # Guests that are there already live for the rest of their lives, and use the rest of their levels.
-            since = max(guest.time, begin)
-            if guest.end is not None and guest.end <= since:
+            since = max(time, begin)
+            if end is not None and end <= since:
                 continue
-            levels = tuple(np.frombuffer(guest.levels, np.float64).tolist())
+            levels = tuple(np.frombuffer(used, np.float64).tolist()) if used else ()
             yield Newcomer(
                 f"{self.trace.prefix}-{number}",
                 kinds[number % len(kinds)],
                 since - begin,
-                NEVER if guest.end is None else guest.end - since,
-                guest.memory,
-                guest.vcpus,
-                levels[min((since - guest.time) // step, len(levels) - 1) :] if levels else (),
+                NEVER if end is None else end - since,
+                memory,
+                vcpus,
+                levels[min((since - time) // step, len(levels) - 1) :] if levels else (),
                 step if levels else 0,
             )
 
@@ -139,6 +143,19 @@ class _There:
 def newcomers(trace: Trace) -> Iterator[Newcomer]:
     """The guests of a trace in order of arrival. Raises UserError at once for a trace that cannot be read."""
     return Reading(trace).newcomers()
+
+
+def read_alone(path: Path, options: Sequence[str]) -> Trace:
+    """The block of a trace without a scenario; options are "key=value", the format is told from the files."""
+    given: dict[str, Any] = {"path": str(path), "kinds": ["guest"]}
+    if not any(option.startswith("format=") for option in options):
+        if not os.path.exists(path):
+            raise fault(path, "no such file or folder", "check the path")
+        given["format"] = format_of(path)
+    document = Document(shown(path), given)
+    for option in options:
+        document = document.override(option)
+    return document.check(Trace, folder="")
 
 
 def format_of(path: Path) -> Format:

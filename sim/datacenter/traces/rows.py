@@ -32,7 +32,7 @@ class BadRow(Exception):
 
 @dataclass
 class Noted:
-    """How many rows have one fault, and where the first one is."""
+    """How many rows have one fault, and where the first one is: the same text wherever the trace lies."""
 
     first: str
     count: int = 0
@@ -108,13 +108,14 @@ def text_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
     while line := stream.readline(LONGEST_LINE):
         number += 1
         whole = line.endswith(b"\n") or len(line) < LONGEST_LINE
-        while not line.endswith(b"\n") and (line := stream.readline(LONGEST_LINE)):
-            whole = False
         yield number, line.rstrip(b"\r\n") if whole else None
+        rest = b"" if whole else b"..."
+        while rest and not rest.endswith(b"\n"):
+            rest = stream.readline(LONGEST_LINE)
 
 
-def any_number(text: bytes | float | int | None, what: str) -> float:
-    """The finite number that a field says."""
+def number(text: bytes | float | None, what: str, least: float = 0.0) -> float:
+    """The finite number that a field says, 0 or more unless *least* is lower."""
     try:
         value = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -122,13 +123,7 @@ def any_number(text: bytes | float | int | None, what: str) -> float:
     # Python reads 1_000 as a thousand; no trace writes that.
     if not math.isfinite(value) or (isinstance(text, bytes) and b"_" in text):
         raise BadRow(f"{what} is no number")
-    return value
-
-
-def number(text: bytes | float | int | None, what: str) -> float:
-    """The finite number that a field says, 0 or more."""
-    value = any_number(text, what)
-    if value < 0:
+    if value < least:
         raise BadRow(f"{what} is negative")
     return value
 
@@ -146,7 +141,7 @@ def whole_pages(size: float) -> int:
         raise BadRow("memory is 0")
     if size > _MOST_MEMORY:
         raise BadRow("memory is more than 1 PiB")
-    return math.ceil(round(size / PAGE_BYTES, 6)) * PAGE_BYTES
+    return max(1, math.ceil(round(size / PAGE_BYTES, 6))) * PAGE_BYTES
 
 
 def whole_vcpus(cores: float) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sim.errors import MachineError
 
@@ -79,11 +79,11 @@ class Spool:
             self.count += 1
             yield guest
 
-    def __iter__(self) -> Iterator[Guest]:
-        """Yield the guests in order of time, then of place."""
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the fields of each guest, in order of time, then of place."""
         order = "rowid" if self._ordered else "time, place, rowid"
         with on_disk():
-            yield from map(Guest._make, self._database.execute(f"SELECT * FROM guest ORDER BY {order}"))
+            yield from self._database.execute(f"SELECT * FROM guest ORDER BY {order}")
 
     def median_lifetime(self) -> int | None:
         """Median of how long guests live (ns), those without an end being the longest; None if that is no number."""

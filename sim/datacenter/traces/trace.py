@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from sim.datacenter.traces.rows import readable, shown
 from sim.errors import At, Several, suggestion
 from sim.units import KIB, MINUTE, SECOND, Block, Bytes, Duration, Name, format_bytes, format_duration
 
@@ -105,8 +106,8 @@ class Trace(Block):
         told = blake2b(digest_size=16)
         for file in self.files():
             name = os.fsencode(file.name)
-            told.update(f"{len(name)}:{file.stat().st_size}:".encode() + name)
-            with file.open("rb") as stream:
+            with readable(file) as stream:
+                told.update(f"{len(name)}:{os.fstat(stream.fileno()).st_size}:".encode() + name)
                 while piece := stream.read(_PIECE):
                     told.update(piece)
         return told.digest()
@@ -119,8 +120,7 @@ class Trace(Block):
 
     def _missing(self) -> Iterator[At]:
         if not os.path.exists(self.source):
-            folder = self.source.parent
-            others = sorted(map(os.fsdecode, os.listdir(folder))) if os.path.isdir(folder) else []
+            others = sorted(shown(each.name) for each in self.source.parent.glob("*"))
             remedy = suggestion(self.source.name, others) if others else "paths are relative to the scenario file"
             yield At("path", "no such file or folder", remedy)
         if self.format == "azure" and self.machine is None:
