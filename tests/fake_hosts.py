@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sim.datacenter.checkpoint import pack, unpack
 from sim.datacenter.crew import Crew, split
-from sim.errors import MachineError, UserError
+from sim.errors import UserError
 from sim.streams import generator
 
 Int64 = npt.NDArray[np.int64]
@@ -95,8 +95,6 @@ class Wrong(Hosts):
         match told.epoch:
             case 1:
                 raise UserError("a mistake of the user's")
-            case 2:
-                raise MachineError("too small a machine")
             case 3:
                 raise ZeroDivisionError("a mistake of the program's")
             case 4:
@@ -127,7 +125,9 @@ def gifts(values: Mapping[int, int]) -> Mapping[int, int]:
     return {host: (total * (host + 1) ^ value) % 1009 for host, value in values.items()}
 
 
-def conversation(crew: Crew[Part, Told, Heard, Mapping[int, int]], parts: Sequence[Part]) -> Iterator[Mapping[int, int]]:
+def conversation(
+    crew: Crew[Part, Told, Heard, Mapping[int, int]], parts: Sequence[Part]
+) -> Iterator[Mapping[int, int]]:
     """Yield what each host has at the end of every epoch, and last what the tables say."""
     crew.begin(parts)
     values = dict.fromkeys(range(HOSTS), 0)

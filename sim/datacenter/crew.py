@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from multiprocessing.connection import Connection
 from tempfile import SpooledTemporaryFile
 from types import TracebackType
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class Crew(Generic[Spec, Orders, Answer, Tables]):
         """Send the workers home, busy or not."""
         with self._closing:
             for member in self._members:
-                member.seat.leave()
+                member.end()
 
     def begin(self, specs: Sequence[Spec]) -> None:
         """Make a shard of each spec, each with a worker of its own as far as there are so many."""
@@ -262,11 +262,12 @@ class _Member:
 
     def keep(self, checkpoint: bytes) -> None:
         """Remember the state and forget how it came to be. Raises MachineError if there is no room."""
+        file = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
         try:
-            file = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
             file.write(checkpoint)
             file.flush()
         except OSError as error:
+            file.close()
             raise MachineError(f"no room for a checkpoint of hosts: {error}; TMPDIR may name another folder") from None
         if self.checkpoint:
             self.checkpoint.close()
@@ -279,6 +280,12 @@ class _Member:
         self.checkpoint.seek(0)
         data: bytes = self.checkpoint.read()
         return data
+
+    def end(self) -> None:
+        """Send the worker home and forget the state."""
+        self.seat.leave()
+        if self.checkpoint:
+            self.checkpoint.close()
 
 
 def same(one: object, other: object) -> bool:
@@ -424,7 +431,7 @@ class _Process:
         self._process.join()
         self._process.close()
 
-    def _say_how_it_died(self) -> Any:
+    def _say_how_it_died(self) -> NoReturn:
         self._process.join(1)
         raise Lost(how_it_ended(self._process.exitcode))
 
@@ -476,7 +483,12 @@ class _Actor:
 
     def ask(self, what: str, subject: object) -> None:
         """Send it a message."""
-        self._asked = self._there().serve(_request(what, subject))
+        actor = self._there()
+        try:
+            with self._cluster.client.as_current():
+                self._asked = actor.serve(_request(what, subject))
+        except RuntimeError as error:  # Dask knows already that the worker is lost
+            self._gone(error)
 
     def _there(self) -> Any:
         """The actor, once it is made."""
@@ -486,6 +498,8 @@ class _Actor:
             except TimeoutError:
                 if self._worker not in self._cluster.workers():
                     raise Lost(f"{self._worker} left the cluster") from None
+            except Exception as error:
+                self._gone(error)
         return self._actor
 
     def reply(self) -> object:
@@ -493,11 +507,15 @@ class _Actor:
         try:
             reply = self._asked.result()
         except Exception as error:
-            self._cluster.workers()  # unless all is lost
-            raise Lost(f"{self._worker} left the cluster ({error})") from None
+            self._gone(error)
         return _answer(reply)
 
     def leave(self) -> None:
         """Let the worker forget the shard."""
         self._actor = self._asked = None
         self._made.release()
+
+    def _gone(self, error: Exception) -> NoReturn:
+        """Raise Lost, or MachineError if the whole cluster is."""
+        self._cluster.workers()
+        raise Lost(f"{self._worker} left the cluster ({error})") from None
