@@ -36,9 +36,9 @@ Answer_co = TypeVar("Answer_co", covariant=True)
 Tables_co = TypeVar("Tables_co", covariant=True)
 
 WINDOW: Final = 12
-"""Epochs between two checkpoints, at least."""
+"""Epochs between two checkpoints."""
 _SAVING: Final = 0.05
-"""Share of the time that checkpoints may take: they wait where they would take more."""
+"""Share of the time that checkpoints may take: a window in which they would take more is left out."""
 _DEATHS: Final = 3
 """How many workers in a row may die of the same orders."""
 _IN_MEMORY: Final = 16 << 20
@@ -51,8 +51,8 @@ class Shard(Protocol[Orders_contra, Answer_co, Tables_co]):
     def advance(self, orders: Orders_contra, /) -> Answer_co:
         """Follow orders up to the moment that they name."""
 
-    def save(self) -> bytes:
-        """All that `restore` needs to go on from here."""
+    def save(self) -> bytes | None:
+        """All that `restore` needs to go on from here; None at a moment at which it cannot be stored."""
 
     def finish(self) -> Tables_co:
         """What is known at the end of the run."""
@@ -94,6 +94,7 @@ class Crew(Generic[Spec, Orders, Answer, Tables]):
         self._window = window
         self._key = secrets.token_bytes(32)
         self._members: list[_Member] = []
+        self._epochs = 0
         self._saved_at = 0.0
         self._saving = 0.0
         self._closing = ExitStack()
@@ -180,12 +181,14 @@ class Crew(Generic[Spec, Orders, Answer, Tables]):
         return _Beginning(self._kind, member.spec, self._key, member.saved())
 
     def _save_in_time(self) -> None:
-        """Take checkpoints once enough has happened since the last ones."""
+        """Take checkpoints at the end of a window, unless they would take too much of the time since the last ones."""
         began = time.monotonic()
-        if len(self._members[0].since) < self._window or self._saving > _SAVING * (began - self._saved_at):
+        self._epochs += 1
+        if self._epochs % self._window or self._saving > _SAVING * (began - self._saved_at):
             return
         for member, checkpoint in zip(self._members, self._exchange("save", [None] * len(self._members)), strict=True):
-            member.keep(checkpoint)
+            if checkpoint:
+                member.keep(checkpoint)
         self._saved_at = time.monotonic()
         self._saving = self._saved_at - began
 
@@ -321,7 +324,8 @@ class Resident:
         if what == "advance":
             return self._shard.advance(subject)
         if what == "save":
-            return seal(self._shard.save(), self._key)
+            state = self._shard.save()
+            return state and seal(state, self._key)
         return self._shard.finish()
 
     def serve(self, request: bytes) -> bytes:
