@@ -12,20 +12,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
 import fake_hosts
 import numpy as np
+import pandas as pd
 import pytest
+from click.testing import CliRunner
 from fake_hosts import HOSTS, Forgetful, Hosts, Part, Wrong, conversation, parts_for
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sim
+from sim.cli import main
 from sim.cluster import build, connected, differences
 from sim.datacenter.crew import Crew, same, split
+from sim.document import dump
 from sim.errors import MachineError, UserError
+from sim.study import plan, run_points, sweeps
+from sim.study.sweeps import TABLE
 
 ROOT = Path(__file__).parents[1]
 History = Sequence[Mapping[int, int]]
@@ -244,6 +252,10 @@ class Dask:
         """Kill a worker."""
         self._kill(self._workers.pop(name))
 
+    def kill_one(self) -> None:
+        """Kill the worker that was started first."""
+        self.kill(next(name for name, worker in self._workers.items() if worker.poll() is None))
+
     def kill_scheduler(self) -> None:
         """Kill the scheduler."""
         self._kill(self._scheduler)
@@ -328,6 +340,68 @@ def test_a_cluster_forgets_the_hosts_of_a_run_that_was_killed(
         running.kill()
         running.wait(10)
         wait_until(lambda: list(cluster.client.run(actors).values()) == [0, 0])
+
+
+SWEPT = {
+    "name": "small",
+    "duration": "20s",
+    "hosts": [{"memory": "256MiB", "ksm": {"pages_to_scan": 2000}}],
+    "vms": [
+        {"name": "web", "count": 2, "memory": "16MiB", "image": {"parts": [{"name": "a", "pool": "p", "size": "100%"}]}}
+    ],
+    "sweep": {"hosts.0.ksm.pages_to_scan": [0, 1000, 2000], "vms.web.count": [2, 3]},
+}
+
+
+def test_a_sweep_on_a_cluster_has_the_same_bits_though_a_worker_dies(two: Dask, tmp_path: Path) -> None:
+    scenario = sim.parse(SWEPT)
+    here = run_points(plan(scenario, tmp_path / "here", jobs=1))
+
+    def kill(done: float, text: str) -> None:
+        if text == "1 of 6 points":
+            two.kill_one()
+
+    there = run_points(plan(scenario, tmp_path / "there", cluster=two.address), kill)
+    again = plan(scenario, tmp_path / "there", cluster="tcp://127.0.0.1:1")
+
+    assert two.alive() == 1
+    assert not there.failures and not again.left
+    assert (there.folder / TABLE).read_bytes() == (here.folder / TABLE).read_bytes()
+    for digest in here.plan.digests:
+        one, other = (sim.load(swept.plan.out / "small" / digest) for swept in (here, there))
+        pd.testing.assert_frame_equal(one.samples, other.samples, check_exact=True)
+
+
+def test_a_worker_without_the_files_of_a_point_says_so(tmp_path: Path) -> None:
+    image = tmp_path / "guest.npz"
+    np.savez(image, content=np.ones((1, 4), np.uint32), time_s=np.zeros(1))
+    guest = {"name": "web", "memory": "16KiB", "image": {"captured": str(image)}}
+    scenario = sim.parse({"name": "small", "duration": "1s", "hosts": [{"memory": "256MiB"}], "vms": [guest]})
+    digest = scenario.digest(version("overcommit"))
+    np.savez(image, content=np.zeros((1, 4), np.uint32), time_s=np.zeros(1))
+    changed = sweeps._find((scenario, digest))
+    image.unlink()
+    missing = sweeps._find((scenario, digest))
+
+    assert isinstance(changed, sweeps.Failure) and isinstance(missing, sweeps.Failure)
+    assert "has not the images and prices of this scenario: some differ" in changed.text
+    assert "No such file" in missing.text and "guest.npz" in missing.text
+    assert changed.exit_code == missing.exit_code == 2
+
+
+def test_the_command_says_why_a_cluster_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sim.cluster.PATIENCE_S", 0.5)
+    Path("small.yaml").write_text(dump(SWEPT))
+
+    nowhere = CliRunner().invoke(main, ["sweep", "small.yaml", "--cluster", "127.0.0.1:1"])
+    both = CliRunner().invoke(main, ["sweep", "small.yaml", "--cluster", "127.0.0.1:1", "--jobs", "2"])
+
+    assert (nowhere.exit_code, both.exit_code) == (2, 2)
+    assert "on the cluster at 127.0.0.1:1" in nowhere.stderr
+    assert "--cluster 127.0.0.1:1: no Dask scheduler can be reached there" in nowhere.stderr
+    assert "leave one of them out" in both.stderr
 
 
 def test_a_worker_with_another_program_is_refused(dask: Dask, tmp_path: Path) -> None:

@@ -489,8 +489,7 @@ class _Actor:
         """Send it a message."""
         actor = self._there()
         try:
-            with self._cluster.client.as_current():
-                self._asked = actor.serve(_request(what, subject))
+            self._asked = actor.serve(_request(what, subject))
         except RuntimeError as error:  # Dask knows already that the worker is lost
             self._gone(error)
 
