@@ -215,6 +215,14 @@ _out_option = click.option(
 _report_option = click.option(
     "--report/--no-report", "with_report", default=True, help="Also draw pictures and report.html."
 )
+_jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), help="Processes at once; as many as processors unless given."
+)
+_cluster_option = click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Use the workers of the Dask scheduler at this address, such as tcp://10.0.0.1:8786.",
+)
 _file_argument = click.argument("file", type=click.Path(path_type=Path))
 
 
@@ -285,7 +293,8 @@ def _keep(result: Result | Replay, out: Path, with_report: bool, console: Consol
 @_file_argument
 @_set_option
 @_seed_option
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; as many as processors unless given.")
+@_jobs_option
+@_cluster_option
 @_out_option
 @_report_option
 @_talks
@@ -296,6 +305,7 @@ def sweep(
     overrides: Sequence[str],
     seed: int | None,
     jobs: int | None,
+    cluster: str | None,
     out: Path,
     with_report: bool,
 ) -> int:
@@ -308,7 +318,8 @@ def sweep(
 
     scenario = load(file, overrides, seed)
     _refuse_unwritable(out)
-    todo = plan(scenario, out, jobs)
+    _refuse_both(jobs, cluster)
+    todo = plan(scenario, out, jobs, cluster)
     console.say(_plan_text(todo))
     console.kept_so_far = "the points that are done are kept; the same command goes on from there"
     with console.progress(scenario.name) as progress:
@@ -326,7 +337,7 @@ def sweep(
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_set_option
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; as many as processors unless given.")
+@_jobs_option
 @click.option("--write", "page", type=click.Path(path_type=Path), help="Write PAGE.md with the table of all figures.")
 @_out_option
 @_talks
@@ -766,7 +777,8 @@ def _plan_text(todo: Plan) -> str:
     if len(todo.left) < points:
         text += f", {points - len(todo.left):,} of them known"
     if todo.left:
-        text += f"; about {about_duration(todo.cpu_seconds * SECOND)} of CPU time in {todo.jobs} processes"
+        where = f"on the cluster at {todo.cluster}" if todo.cluster else f"in {todo.jobs} processes"
+        text += f"; about {about_duration(todo.cpu_seconds * SECOND)} of CPU time {where}"
     return text
 
 
@@ -890,6 +902,12 @@ def _table(rows: Iterable[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _refuse_both(jobs: int | None, cluster: str | None) -> None:
+    """Refuse to count processes where a cluster has its own."""
+    if jobs and cluster is not None:
+        raise UserError("--jobs counts processes of this machine, and --cluster uses others; leave one of them out")
 
 
 def _refuse_unwritable(out: Path) -> None:

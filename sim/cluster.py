@@ -66,7 +66,7 @@ def connected(address: str) -> Iterator[Cluster]:
 
     Raises UserError if nothing answers there or a worker has another program, MachineError if there is no worker.
     """
-    with _silent(), _client(address) as client:
+    with _silent(), _client(address) as client, client.as_current():  # Dask's actors and futures look for it
         cluster = Cluster(address, client)
         cluster.check(cluster.wait_for_workers())
         yield cluster

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sim.datacenter.checkpoint import pack, unpack
 from sim.datacenter.crew import Crew, split
-from sim.errors import MachineError, UserError
+from sim.errors import UserError
 from sim.streams import generator
 
 Int64 = npt.NDArray[np.int64]
@@ -95,8 +95,6 @@ class Wrong(Hosts):
         match told.epoch:
             case 1:
                 raise UserError("a mistake of the user's")
-            case 2:
-                raise MachineError("too small a machine")
             case 3:
                 raise ZeroDivisionError("a mistake of the program's")
             case 4:

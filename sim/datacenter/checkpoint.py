@@ -10,13 +10,12 @@ import copyreg
 import ctypes
 import io
 import pickle
-import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
 from functools import cache
 from hashlib import blake2b
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import PosixPath, PurePosixPath
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +31,8 @@ _CONTAINERS: Final[frozenset[type]] = frozenset({
 })  # fmt: skip
 _BLOCK: Final = 1 << 18
 """Memory is kept in pieces of so many bytes; those full of zeros cost nothing, neither here nor in the new process."""
+_SMALL: Final = 1 << 10
+"""A smaller piece is kept as it is."""
 _WORTH: Final = 0.9
 """A piece is kept compressed if LZ4 makes it smaller than this share."""
 _DIGEST_BYTES: Final = 32
@@ -128,12 +129,10 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         """Take objects of this package apart so that `_new` can make them, and refuse all that is foreign."""
         cls: Any = type(value)
-        if cls in _CONTAINERS or value is _new or value is _member or (cls is type and value in _CONTAINERS):
+        if cls in _CONTAINERS or value is _new or (cls is type and value in _CONTAINERS):
             return NotImplemented
         if not _is_own(cls):
             raise TypeError(f"a checkpoint cannot hold {value!r}, a {cls.__module__}.{cls.__qualname__}")
-        if isinstance(value, Enum):
-            return _member, (_name(cls), value.value)
         made_by, arguments, *rest = value.__reduce_ex__(4)
         if made_by is not copyreg.__newobj__:  # type: ignore[attr-defined]
             raise TypeError(f"a checkpoint cannot hold a {cls.__qualname__}, whose objects are made by {made_by!r}")
@@ -177,8 +176,8 @@ def _name(cls: type) -> str:
 def _own(name: str) -> Any:
     """The class of this package with that name."""
     module, _, attribute = name.partition(":")
-    if module.startswith("sim.") and module != "sim.__main__":
-        found = getattr(sys.modules.get(module) or import_module(module), attribute, None)
+    if module.startswith("sim.") and module != "sim.__main__" and find_spec(module):
+        found = getattr(import_module(module), attribute, None)
         if isinstance(found, type) and _is_own(found) and _name(found) == name:
             return found
     raise Broken(f"a checkpoint names {name}, which is no class of this program")
@@ -190,16 +189,8 @@ def _new(name: str, *values: Any) -> object:
     return cls.__new__(cls, *values)
 
 
-def _member(name: str, value: Any) -> object:
-    """A member of one of this package's enumerations."""
-    cls = _own(name)
-    if not issubclass(cls, Enum):
-        raise Broken(f"a checkpoint names {name}, which is no enumeration")
-    return cls(value)
-
-
 _CALLED: Final[Mapping[tuple[str, str], Any]] = {
-    (each.__module__, each.__qualname__): each for each in [*_CONTAINERS, *list[Any]([_new, _member])]
+    (each.__module__, each.__qualname__): each for each in [*_CONTAINERS, *list[Any]([_new])]
 }
 
 
@@ -210,60 +201,70 @@ def _memory(arrays: Sequence[Array]) -> tuple[list[tuple[int, list[bytes | None]
     """Return the memory that arrays lie in, and where in it each one lies."""
     memories: list[tuple[int, list[bytes | None]]] = []
     placed: dict[int, _Placed] = {}
-    for group in _overlapping(arrays):
-        members = {number: arrays[number] for number in group}
-        low, high = _bounds(members.values())
+    arrays = list(arrays)
+    reaches = [_reach(array) for array in arrays]
+    for reach, group in _overlapping(reaches):
+        low, high = reach
         if len(group) == 1 and high - low > arrays[group[0]].nbytes:  # a view of something that nobody keeps
-            members = {group[0]: np.ascontiguousarray(arrays[group[0]])}
-            low, high = _bounds(members.values())
-        for number, array in members.items():
-            descr = np.lib.format.dtype_to_descr(array.dtype)
-            offset = array.ctypes.data - low if array.size else 0
-            place = _Placed(len(memories), descr, array.shape, offset, array.strides, array.flags.writeable)
-            placed[number] = place
+            arrays[group[0]] = np.ascontiguousarray(arrays[group[0]])
+            low, high = _reach(arrays[group[0]])
+        for number in group:
+            array = arrays[number]
+            offset = _address(array) - low if array.size else 0
+            dtype = np.lib.format.dtype_to_descr(array.dtype)
+            placed[number] = _Placed(len(memories), dtype, array.shape, offset, array.strides, array.flags.writeable)
         memories.append((high - low, list(_pieces(low, high))))
     return memories, [tuple(placed[number]) for number in range(len(arrays))]
 
 
-def _bounds(arrays: Any) -> tuple[int, int]:
-    """Addresses of the first byte and behind the last one; an empty array has none."""
-    found = []
-    for array in arrays:
-        if not array.size:
-            continue
-        reach = [(length - 1) * stride for length, stride in zip(array.shape, array.strides, strict=True)]
-        start = array.ctypes.data
-        found.append((start + sum(min(each, 0) for each in reach),
-                      start + sum(max(each, 0) for each in reach) + array.itemsize))  # fmt: skip
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else (0, 0)
+def _address(array: Array) -> int:
+    """Where the first element is."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
-def _overlapping(arrays: Sequence[Array]) -> Iterator[list[int]]:
-    """Yield groups of arrays that lie in the same memory."""
-    bounds = [_bounds([array]) for array in arrays]
+def _reach(array: Array) -> tuple[int, int]:
+    """Addresses of an array's first byte and behind its last one; an empty one has none."""
+    if not array.size:
+        return 0, 0
+    first = _address(array)
+    if array.flags.forc:
+        return first, first + array.nbytes
+    steps = [(length - 1) * stride for length, stride in zip(array.shape, array.strides, strict=True)]
+    back, ahead = (sum(step for step in steps if step * sign > 0) for sign in (-1, 1))
+    return first + back, first + ahead + array.itemsize
+
+
+def _overlapping(reaches: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """Yield groups of arrays that lie in the same memory, with its addresses."""
     group: list[int] = []
-    end = 0
-    for number in sorted(range(len(arrays)), key=lambda number: (bounds[number], number)):
-        low, high = bounds[number]
+    start = end = 0
+    for number in sorted(range(len(reaches)), key=reaches.__getitem__):
+        low, high = reaches[number]
         if group and low >= end:
-            yield group
+            yield (start, end), group
             group = []
+        if not group:
+            start = low
         group.append(number)
         end = max(end, high)
     if group:
-        yield group
+        yield (start, end), group
 
 
 def _pieces(low: int, high: int) -> Iterator[bytes | None]:
     """Yield the memory between two addresses piece by piece; None is one full of zeros."""
     for start in range(low, high, _BLOCK):
         size = min(_BLOCK, high - start)
+        if size < _SMALL:
+            yield ctypes.string_at(start, size)
+            continue
         piece: Array = np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(start))
         if not piece.any():
             yield None
             continue
         packed = lz4.block.compress(piece, store_size=False)
-        yield packed if len(packed) < _WORTH * piece.size else piece.tobytes()
+        yield packed if len(packed) < _WORTH * size else piece.tobytes()
 
 
 def _filled(size: int, pieces: Sequence[bytes | None]) -> Array:

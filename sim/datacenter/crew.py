@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from multiprocessing.connection import Connection
 from tempfile import SpooledTemporaryFile
 from types import TracebackType
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
@@ -36,9 +36,9 @@ Answer_co = TypeVar("Answer_co", covariant=True)
 Tables_co = TypeVar("Tables_co", covariant=True)
 
 WINDOW: Final = 12
-"""Epochs between two checkpoints, at least."""
+"""Epochs between two checkpoints."""
 _SAVING: Final = 0.05
-"""Share of the time that checkpoints may take: they wait where they would take more."""
+"""Share of the time that checkpoints may take: a window in which they would take more is left out."""
 _DEATHS: Final = 3
 """How many workers in a row may die of the same orders."""
 _IN_MEMORY: Final = 16 << 20
@@ -51,8 +51,8 @@ class Shard(Protocol[Orders_contra, Answer_co, Tables_co]):
     def advance(self, orders: Orders_contra, /) -> Answer_co:
         """Follow orders up to the moment that they name."""
 
-    def save(self) -> bytes:
-        """All that `restore` needs to go on from here."""
+    def save(self) -> bytes | None:
+        """All that `restore` needs to go on from here; None at a moment at which it cannot be stored."""
 
     def finish(self) -> Tables_co:
         """What is known at the end of the run."""
@@ -94,6 +94,7 @@ class Crew(Generic[Spec, Orders, Answer, Tables]):
         self._window = window
         self._key = secrets.token_bytes(32)
         self._members: list[_Member] = []
+        self._epochs = 0
         self._saved_at = 0.0
         self._saving = 0.0
         self._closing = ExitStack()
@@ -115,7 +116,7 @@ class Crew(Generic[Spec, Orders, Answer, Tables]):
         """Send the workers home, busy or not."""
         with self._closing:
             for member in self._members:
-                member.seat.leave()
+                member.end()
 
     def begin(self, specs: Sequence[Spec]) -> None:
         """Make a shard of each spec, each with a worker of its own as far as there are so many."""
@@ -180,12 +181,14 @@ class Crew(Generic[Spec, Orders, Answer, Tables]):
         return _Beginning(self._kind, member.spec, self._key, member.saved())
 
     def _save_in_time(self) -> None:
-        """Take checkpoints once enough has happened since the last ones."""
+        """Take checkpoints at the end of a window, unless they would take too much of the time since the last ones."""
         began = time.monotonic()
-        if len(self._members[0].since) < self._window or self._saving > _SAVING * (began - self._saved_at):
+        self._epochs += 1
+        if self._epochs % self._window or self._saving > _SAVING * (began - self._saved_at):
             return
         for member, checkpoint in zip(self._members, self._exchange("save", [None] * len(self._members)), strict=True):
-            member.keep(checkpoint)
+            if checkpoint:
+                member.keep(checkpoint)
         self._saved_at = time.monotonic()
         self._saving = self._saved_at - began
 
@@ -262,11 +265,12 @@ class _Member:
 
     def keep(self, checkpoint: bytes) -> None:
         """Remember the state and forget how it came to be. Raises MachineError if there is no room."""
+        file = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
         try:
-            file = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
             file.write(checkpoint)
             file.flush()
         except OSError as error:
+            file.close()
             raise MachineError(f"no room for a checkpoint of hosts: {error}; TMPDIR may name another folder") from None
         if self.checkpoint:
             self.checkpoint.close()
@@ -279,6 +283,12 @@ class _Member:
         self.checkpoint.seek(0)
         data: bytes = self.checkpoint.read()
         return data
+
+    def end(self) -> None:
+        """Send the worker home and forget the state."""
+        self.seat.leave()
+        if self.checkpoint:
+            self.checkpoint.close()
 
 
 def same(one: object, other: object) -> bool:
@@ -314,7 +324,8 @@ class Resident:
         if what == "advance":
             return self._shard.advance(subject)
         if what == "save":
-            return seal(self._shard.save(), self._key)
+            state = self._shard.save()
+            return state and seal(state, self._key)
         return self._shard.finish()
 
     def serve(self, request: bytes) -> bytes:
@@ -424,7 +435,7 @@ class _Process:
         self._process.join()
         self._process.close()
 
-    def _say_how_it_died(self) -> Any:
+    def _say_how_it_died(self) -> NoReturn:
         self._process.join(1)
         raise Lost(how_it_ended(self._process.exitcode))
 
@@ -476,7 +487,11 @@ class _Actor:
 
     def ask(self, what: str, subject: object) -> None:
         """Send it a message."""
-        self._asked = self._there().serve(_request(what, subject))
+        actor = self._there()
+        try:
+            self._asked = actor.serve(_request(what, subject))
+        except RuntimeError as error:  # Dask knows already that the worker is lost
+            self._gone(error)
 
     def _there(self) -> Any:
         """The actor, once it is made."""
@@ -486,6 +501,8 @@ class _Actor:
             except TimeoutError:
                 if self._worker not in self._cluster.workers():
                     raise Lost(f"{self._worker} left the cluster") from None
+            except Exception as error:
+                self._gone(error)
         return self._actor
 
     def reply(self) -> object:
@@ -493,11 +510,15 @@ class _Actor:
         try:
             reply = self._asked.result()
         except Exception as error:
-            self._cluster.workers()  # unless all is lost
-            raise Lost(f"{self._worker} left the cluster ({error})") from None
+            self._gone(error)
         return _answer(reply)
 
     def leave(self) -> None:
         """Let the worker forget the shard."""
         self._actor = self._asked = None
         self._made.release()
+
+    def _gone(self, error: Exception) -> NoReturn:
+        """Raise Lost, or MachineError if the whole cluster is."""
+        self._cluster.workers()
+        raise Lost(f"{self._worker} left the cluster ({error})") from None

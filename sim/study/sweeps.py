@@ -1,4 +1,4 @@
-"""A sweep: every point of a scenario's `sweep` run once, in processes of this machine, and one table of them all."""
+"""A sweep: every point of a scenario's `sweep` run once, here or on a cluster, and one table of them all."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from platform import node
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from sim.cluster import connected
 from sim.columns import METRICS
 from sim.document import dump, dump_line
-from sim.errors import MachineError, OvercommitError, UserError
+from sim.errors import At, MachineError, OvercommitError, UserError
 from sim.processes import processors
 from sim.results import kept_summary
 from sim.results.store import explained
 from sim.results.summary import over_hosts
 from sim.results.tables import read_parquet
-from sim.run import available_bytes, check_size, package_version
+from sim.run import Result, available_bytes, check_size, package_version
 from sim.run import run as simulate
 from sim.scenario import Scenario
+from sim.sizing import estimate
 from sim.study.workers import Died, run_all
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Outcome = TypeVar("Outcome")
 Progress = Callable[[float, str], None]
 
 TABLE: Final = "points.parquet"
@@ -63,6 +68,8 @@ class Plan:
     jobs: int
     cpu_seconds: float
     """CPU time that they will take together, about."""
+    cluster: str | None = None
+    """Address of the Dask scheduler whose workers run them; None is this machine."""
 
     @property
     def folder(self) -> Path:
@@ -100,13 +107,15 @@ class Swept:
         return self.plan.folder
 
 
-def sweep(scenario: Scenario, out: str | Path = "results", jobs: int | None = None) -> pd.DataFrame:
+def sweep(
+    scenario: Scenario, out: str | Path = "results", jobs: int | None = None, cluster: str | None = None
+) -> pd.DataFrame:
     """Run every point of a scenario's sweep that has no result in *out* yet; return one row per point.
 
     A row has the value of each axis, every metric, `met` (whether all expectations are), `digest` (the folder of its
     result) and `error` (why it has none).
     """
-    return run_points(plan(scenario, Path(out), jobs)).table
+    return run_points(plan(scenario, Path(out), jobs, cluster)).table
 
 
 def axes_of(scenario: Scenario) -> Sequence[str]:
@@ -114,26 +123,29 @@ def axes_of(scenario: Scenario) -> Sequence[str]:
     return list(scenario.points[0].settings) if scenario.points else []
 
 
-def plan(scenario: Scenario, out: Path, jobs: int | None = None) -> Plan:
-    """Find out what is left to do. Raises UserError or MachineError if a point cannot be run here."""
+def plan(scenario: Scenario, out: Path, jobs: int | None = None, cluster: str | None = None) -> Plan:
+    """Find out what is left to do. Raises UserError or MachineError if a point cannot be run here.
+
+    Whether the machines of a cluster have room for a point is found there.
+    """
     if not scenario.points:
         raise UserError(f"{scenario.name}: has no sweep; write sweep: with a path and the values that it takes")
     version = package_version("overcommit")
     digests = [point.scenario.digest(version) for point in scenario.points]
     points = {digest: point.scenario for digest, point in zip(digests, scenario.points, strict=True)}
-    left, jobs, cpu_seconds = what_is_left(points, out, jobs)
-    return Plan(scenario, out, digests, left, jobs, cpu_seconds)
+    left, jobs, cpu_seconds = what_is_left(points, out, jobs, here=cluster is None)
+    return Plan(scenario, out, digests, left, jobs, cpu_seconds, cluster)
 
 
 def what_is_left(
-    scenarios: Mapping[str, Scenario], out: Path, jobs: int | None
+    scenarios: Mapping[str, Scenario], out: Path, jobs: int | None, here: bool = True
 ) -> tuple[Mapping[str, Scenario], int, float]:
     """Return those *scenarios*, by digest, that have no result in *out*, in how many processes, and their CPU time (s).
 
     Raises UserError or MachineError if one cannot be run here.
     """
     left = {digest: each for digest, each in scenarios.items() if kept_summary(each.name, digest, out) is None}
-    needs = [check_size(each) for each in left.values()]
+    needs = [check_size(each) if here else estimate(each) for each in left.values()]
     jobs = min(jobs or processors(), max(len(left), 1))
     largest = sorted((need.memory_bytes for need in needs), reverse=True)
     while jobs > 1 and sum(largest[:jobs]) > available_bytes():
@@ -146,25 +158,55 @@ def run_points(todo: Plan, progress: Progress | None = None) -> Swept:
 
     *progress* is told the share done and what was done last. A point that fails is noted and the others go on.
     """
-    failures = run_left(todo.left, todo.out, todo.jobs, progress, "points")
+    failures = run_left(todo.left, todo.out, todo.jobs, progress, "points", todo.cluster)
     swept = Swept(todo, _table(todo, failures), failures, _timeline(todo) if todo.scenario.phases else None)
     _write(swept)
     return swept
 
 
 def run_left(
-    left: Mapping[str, Scenario], out: Path, jobs: int, progress: Progress | None, noun: str
+    left: Mapping[str, Scenario],
+    out: Path,
+    jobs: int,
+    progress: Progress | None,
+    noun: str,
+    cluster: str | None = None,
 ) -> Mapping[str, Failure]:
     """Run scenarios, keep each result in *out* as soon as it is there; return, by digest, what failed."""
-    tasks = [(scenario, out) for scenario in left.values()]
-    digests = list(left)
     failures: dict[str, Failure] = {}
-    for done, (number, outcome) in enumerate(run_all(_run_point, tasks, jobs), 1):
-        if failure := Failure(_BUG, outcome.reason) if isinstance(outcome, Died) else outcome:
-            failures[digests[number]] = failure
+    ended = _run_here(left, out, jobs) if cluster is None else _run_there(left, out, cluster)
+    for done, (digest, failure) in enumerate(ended, 1):
+        if failure:
+            failures[digest] = failure
         if progress:
-            progress(done / len(tasks), f"{done} of {len(tasks)} {noun}")
+            progress(done / len(left), f"{done} of {len(left)} {noun}")
     return failures
+
+
+def _run_here(left: Mapping[str, Scenario], out: Path, jobs: int) -> Iterator[tuple[str, Failure | None]]:
+    """Run scenarios in processes of this machine, each of which keeps its results."""
+    digests = list(left)
+    for number, outcome in run_all(_run_point, [(scenario, out) for scenario in left.values()], jobs):
+        yield digests[number], Failure(_BUG, outcome.reason) if isinstance(outcome, Died) else outcome
+
+
+def _run_there(left: Mapping[str, Scenario], out: Path, address: str) -> Iterator[tuple[str, Failure | None]]:
+    """Run scenarios on a cluster, and keep the results here."""
+    from sim.results import write
+
+    digests = list(left)
+    if not digests:
+        return
+    with connected(address) as cluster:
+        for number, result in cluster.run_all(_find, [(scenario, digest) for digest, scenario in left.items()]):
+            failure = None
+            if result is None:
+                failure = Failure(_BUG, "one worker after the other died of it, for lack of memory perhaps")
+            elif isinstance(result, Failure):
+                failure = result
+            elif isinstance(kept := _attempted(partial(write, result, out)), Failure):
+                failure = kept
+            yield digests[number], failure
 
 
 def _run_point(task: tuple[Scenario, Path]) -> Failure | None:
@@ -172,17 +214,40 @@ def _run_point(task: tuple[Scenario, Path]) -> Failure | None:
     from sim.results import write
 
     scenario, out = task
+    kept = _attempted(lambda: write(_simulated(scenario), out))
+    return kept if isinstance(kept, Failure) else None
+
+
+def _find(task: tuple[Scenario, str]) -> Result | Failure:
+    """Run one point on a machine that may have other files."""
+    scenario, digest = task
+    try:
+        fault = "" if scenario.digest(package_version("overcommit")) == digest else "some differ there"
+    except (At, OSError) as error:
+        fault = str(error)
+    if fault:
+        return Failure(
+            UserError.exit_code, f"worker on {node()}: has not the images and prices of this scenario: {fault}"
+        )
+    return _attempted(lambda: _simulated(scenario))
+
+
+def _simulated(scenario: Scenario) -> Result:
     # VmHWM, the peak in the manifest, is to be this point's and not that of one before it in this process.
     Path("/proc/self/clear_refs").write_text("5")
+    return simulate(scenario)
+
+
+def _attempted(do: Callable[[], Outcome]) -> Outcome | Failure:
+    """What comes of it, or why nothing does."""
     try:
-        write(simulate(scenario), out)
+        return do()
     except OvercommitError as error:
         return Failure(error.exit_code, str(error))
     except MemoryError:
         return Failure(MachineError.exit_code, "not enough memory")
     except Exception as error:
         return Failure(_BUG, f"a bug: {type(error).__name__}: {error}", traceback.format_exc())
-    return None
 
 
 def _table(todo: Plan, failures: Mapping[str, Failure]) -> pd.DataFrame:
