@@ -14,6 +14,7 @@ The package in reading order; a file imports only from what stands above it.
     reclaim/      ways for pages to leave when memory is short: watermarks, LRU lists, swap
     sharing/      ways for equal pages to become one frame, a file for each; KSM, and who tunes it
     host          one machine over time
+    scale         fewer pages, each for many
     scenario/     the typed question
     results/      tables, summary, result folders
     sizing        what a run will take, known before it starts
