@@ -46,7 +46,7 @@ MOST: Final = 1 << 16
 """Largest scale."""
 FEWEST_PAGES: Final = 64
 """Pages that a guest must have left: a size is at most half a page wrong then, less than 1 %."""
-FEWEST_HUGE: Final = 4
+FEWEST_HUGE: Final = 8
 """Huge pages that a guest must have left where it gets such."""
 _BLOCK: Final = 512
 
@@ -226,7 +226,42 @@ def _parts(image: Synthetic, pages: int, left: int, scale: int) -> Synthetic:
     largest = max(range(len(real)), key=lambda i: (image.parts[i].pool is None and sizes[i] > 0, real[i]))
     sizes[largest] = max(sizes[largest] + min(round(sum(real) / scale), left) - sum(sizes), 0)
     parts = (_part(part, size, scale) for part, size in zip(image.parts, sizes, strict=True))
-    return image.model_copy(update={"parts": tuple(parts)})
+    return _Synthetic.model_construct(_fields_set=set(image.model_fields_set), parts=tuple(parts))
+
+
+class _Synthetic(Synthetic):
+    """An image in which parts begin where huge pages do.
+
+    A real guest has a huge page in which one part ends and the next begins; here it would stand for many. So what a
+    part has besides whole blocks, its last pages, comes behind all blocks, next to that of other parts of its kind.
+    """
+
+    def layout(self, memory: int, seed: int, name: str) -> Mapping[str, PageNumbers]:
+        """See `Synthetic`; the pieces of parts with a `run` lie in one area."""
+        real = super().layout(memory, seed, name)
+        whole = [part for part in self.parts if not part.run]
+        areas = [(_is_repeated(part), real[part.name]) for part in whole if not _in_loop(part)]
+        pieces = [real[part.name] for part in self.parts if part.run]
+        if pieces:
+            areas.append((True, np.sort(np.concatenate(pieces))))
+        areas.sort(key=lambda area: int(area[1][0]) if len(area[1]) else 0)
+        heads = [pages[: len(pages) // _BLOCK * _BLOCK] for _, pages in areas]
+        tails = [(repeated, pages[len(pages) // _BLOCK * _BLOCK :]) for repeated, pages in areas]
+        tails.sort(key=lambda tail: tail[0])
+        loops = [real[part.name] for part in whole if _in_loop(part)]
+        order = np.concatenate([*heads, *(pages for _, pages in tails), *loops])
+        address = np.empty(memory // PAGE_BYTES, np.int64)
+        address[order] = np.arange(len(order))
+        return {name: address[pages] for name, pages in real.items()}
+
+
+def _is_repeated(part: Part) -> bool:
+    """Whether pages of a part equal others."""
+    return bool(part.pool or part.duplicates or part.zero)
+
+
+def _in_loop(part: Part) -> bool:
+    return part.reads is not None and part.reads.order == "loop"
 
 
 def _part(part: Part, pages: int, scale: int) -> Part:
