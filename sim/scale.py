@@ -407,7 +407,7 @@ def _kept(capture: Capture, last: Ints, common: Ints, rank: Ints, scale: int) ->
 
 _COUNTS: Final = {
     "stable_node_chains", "stable_node_dups", "thp_split_page", "thp_fault_alloc", "thp_fault_fallback",
-    "thp_collapse_alloc", "thp_swpout", "ksm_rmap_items", "cow_breaks",
+    "thp_collapse_alloc", "thp_swpout", "cow_ksm", "pgmajfault", "ksm_rmap_items", "cow_breaks",
 }  # fmt: skip
 """Counts that grow with the number of pages, besides what is in pages and in bytes."""
 _SETTINGS: Final = {"pages_to_scan"}
