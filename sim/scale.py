@@ -180,12 +180,13 @@ def too_few_pages(host: Host, vm: Vm, scale: int) -> str:
     pages = vm.pages // scale
     if scale > 1 and pages < FEWEST_PAGES:
         return f"{pages} pages, and they need {FEWEST_PAGES}"
-    if scale > 1 and _has_huge_pages(host, vm) and pages < FEWEST_HUGE * _BLOCK:
+    if scale > 1 and has_huge_pages(host, vm) and pages < FEWEST_HUGE * _BLOCK:
         return f"{pages} pages, and for huge pages of {_BLOCK} they need {FEWEST_HUGE * _BLOCK}"
     return ""
 
 
-def _has_huge_pages(host: Host, vm: Vm) -> bool:
+def has_huge_pages(host: Host, vm: Vm) -> bool:
+    """Whether such a guest touches its memory in huge pages on such a host."""
     if vm.huge_pages == "hugetlbfs":
         return False
     if host.tps:
@@ -196,9 +197,11 @@ def _has_huge_pages(host: Host, vm: Vm) -> bool:
 # --- guests ----------------------------------------------------------------------------------------------------------
 
 
-def shrunk_vm(vm: Vm, scale: int, samples: Mapping[Path, Capture] | None = None) -> Vm:
-    """The kind of guest with a page for each *scale* pages; *samples* has those of captured images (`samples_of`),
-    taken of this kind alone unless given.
+def shrunk_vm(vm: Vm, scale: int, samples: Mapping[Path, Capture] | None = None, huge: bool = False) -> Vm:
+    """The kind of guest with a page for each *scale* pages.
+
+    *samples* has those of captured images (`samples_of`), taken of this kind alone unless given; *huge* says that hosts
+    give it huge pages (`has_huge_pages`).
     """
     if scale == 1:
         return vm
@@ -212,12 +215,13 @@ def shrunk_vm(vm: Vm, scale: int, samples: Mapping[Path, Capture] | None = None)
         reads = vm.image.reads and _thin(_Reads, vm.image.reads, scale)
         changes["image"] = vm.image.model_copy(update={"reads": reads}).sampled(samples.get(vm.image.path))
     elif vm.image:
-        changes["image"] = _parts(vm.image, vm.pages, changes["memory"] // PAGE_BYTES, scale)
+        parts = _parts(vm.image, vm.pages, changes["memory"] // PAGE_BYTES, scale)
+        changes["image"] = (_InBlocks if huge else Synthetic).model_construct(parts=parts)
     return vm.model_copy(update=changes)
 
 
-def _parts(image: Synthetic, pages: int, left: int, scale: int) -> Synthetic:
-    """The image in guests of *left* pages instead of *pages*; the largest part takes what rounding leaves over.
+def _parts(image: Synthetic, pages: int, left: int, scale: int) -> tuple[Part, ...]:
+    """The parts of an image in guests of *left* pages instead of *pages*; the largest part takes what rounding leaves over.
 
     Pools are cut alike in all guests, so rather a part that is no pool is taken for that.
     """
@@ -225,11 +229,10 @@ def _parts(image: Synthetic, pages: int, left: int, scale: int) -> Synthetic:
     sizes = [round(size / scale) for size in real]
     largest = max(range(len(real)), key=lambda i: (image.parts[i].pool is None and sizes[i] > 0, real[i]))
     sizes[largest] = max(sizes[largest] + min(round(sum(real) / scale), left) - sum(sizes), 0)
-    parts = (_part(part, size, scale) for part, size in zip(image.parts, sizes, strict=True))
-    return _Synthetic.model_construct(_fields_set=set(image.model_fields_set), parts=tuple(parts))
+    return tuple(_part(part, size, scale) for part, size in zip(image.parts, sizes, strict=True))
 
 
-class _Synthetic(Synthetic):
+class _InBlocks(Synthetic):
     """An image in which parts begin where huge pages do.
 
     A real guest has a huge page in which one part ends and the next begins; here it would stand for many. So what a

@@ -127,7 +127,9 @@ def gifts(values: Mapping[int, int]) -> Mapping[int, int]:
     return {host: (total * (host + 1) ^ value) % 1009 for host, value in values.items()}
 
 
-def conversation(crew: Crew[Part, Told, Heard, Mapping[int, int]], parts: Sequence[Part]) -> Iterator[Mapping[int, int]]:
+def conversation(
+    crew: Crew[Part, Told, Heard, Mapping[int, int]], parts: Sequence[Part]
+) -> Iterator[Mapping[int, int]]:
     """Yield what each host has at the end of every epoch, and last what the tables say."""
     crew.begin(parts)
     values = dict.fromkeys(range(HOSTS), 0)

@@ -460,15 +460,19 @@ _NOT_OF_PAGES: Final = ("batch", "scan", "slot", "random_access", "llc")
 def of_pages(prices: Prices, number: int) -> Prices:
     """What the set says of a page, said of so many; what it does not price, the bundled sets do."""
     for_page, for_huge = fork(prices)
+    faults, swap = _found(prices, lambda each: each.page_faults), swap_device(prices)
+    # What `submission` takes from three blocks, whoever prices them.
+    out_ns = submission(prices) + faults.small.ns + paging(prices).page_out.ns
+    out = swap.swap_out.model_copy(update={"ns": out_ns, "low": None, "high": None})
     whole = {
-        "page_faults": prices.page_faults or load(DEFAULT).page_faults,
+        "page_faults": faults,
         "fork": Fork(page=for_page, huge=for_huge),
         "sha1": sha1(prices),
         "huge_pages": huge_pages(prices),
         "zram": {name: compressor(prices, name) for name in {**load(DEFAULT).zram, **prices.zram}},
         "small_pages": small_pages(prices),
         "paging": paging(prices).model_copy(update={"look": look(prices)}),
-        "swap": swap_device(prices).model_copy(update={"drop": drop(prices)}),
+        "swap": swap.model_copy(update={"drop": drop(prices), "swap_out": out}),
         "write": write(prices),
     }
     whole = {**dict(prices), **whole}

@@ -14,7 +14,7 @@ from sim.errors import At, Problem, Several, UserError, suggestion
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
 from sim.memory.image import Captured, Synthetic, Writes, pages_of
-from sim.scale import MOST, samples_of, shrunk_host, shrunk_vm, too_few_pages
+from sim.scale import MOST, has_huge_pages, samples_of, shrunk_host, shrunk_vm, too_few_pages
 from sim.scenario.expect import ExpectationText
 from sim.scenario.points import DERIVED, Axes, Point, expand
 from sim.scenario.published import Claim, Figure, claims
@@ -118,7 +118,10 @@ class Scenario(Block):
             return self
         samples = samples_of(self.vms, scale) if sampled else {}
         hosts = tuple(shrunk_host(host, scale) for host in self.hosts)
-        vms = tuple(shrunk_vm(vm, scale, samples) for vm in self.vms)
+        vms = tuple(
+            shrunk_vm(vm, scale, samples, any(has_huge_pages(host, vm) for host in self._hosts_of(vm)))
+            for vm in self.vms
+        )
         return self.model_copy(update={"scale": 1, "hosts": hosts, "vms": vms})
 
     def largest_scale(self) -> int:
