@@ -14,6 +14,7 @@ The package in reading order; a file imports only from what stands above it.
     reclaim/      ways for pages to leave when memory is short: watermarks, LRU lists, swap
     sharing/      ways for equal pages to become one frame, a file for each; KSM, and who tunes it
     host          one machine over time
+    scale         fewer pages, each for many
     datacenter/   many hosts, and the control plane that decides from their reports who runs where
     scenario/     the typed question
     results/      tables, summary, result folders

@@ -110,6 +110,7 @@ class Host(Sharing, _Hardware):
     """What the host draws from the mains, for the energy of a datacenter; not known unless given."""
 
     _folder: Path = PrivateAttr(default=Path())
+    _scale: int = PrivateAttr(default=1)
 
     def model_post_init(self, context: Any) -> None:
         """Remember what the path of a price set is relative to."""
@@ -118,7 +119,13 @@ class Host(Sharing, _Hardware):
     @property
     def price_set(self) -> Prices:
         """What work costs."""
-        return price_sets.load(self.prices, self._folder)
+        prices = price_sets.load(self.prices, self._folder)
+        return prices if self.scale == 1 else price_sets.of_pages(prices, self.scale)
+
+    @property
+    def scale(self) -> int:
+        """How many pages each page of this host stands for (`sim/scale.py`)."""
+        return self._scale
 
     def version(self, pool: str, start: int) -> int:
         """Which version of a saved segment a guest has that starts then; 0 the first, or what is no such segment."""
@@ -344,7 +351,7 @@ class Machine:
         self.ballooning = Ballooning(host.balloon, host.memory) if host.balloon else None
         self.hugetlb_taken = 0
         guests, pages, contents = self._room()
-        self.walks = Walks(self.prices, cores=host.cores, guests=guests)
+        self.walks = Walks(self.prices, cores=host.cores, guests=guests, scale=host.scale)
         behaviour = host.scanner.behaviour()
         make: Callable[..., Room] = make_scanner or behaviour
         site = Site(
@@ -353,7 +360,7 @@ class Machine:
             key=key(seed, "host", name), work_ps=self._work_prices(behaviour.WORK),
             split_ps=round(self.huge_prices.split.ns * 1000),
             cold_milli=round(self.prices.cold_caches.factor * 1000), squeeze=self._squeeze(),
-            sha1_ps=round(price_sets.sha1(self.prices).ns * 1000),
+            sha1_ps=round(price_sets.sha1(self.prices).ns * 1000), scale=host.scale,
         )  # fmt: skip
         self.scanner = make(host.scanner, site)
         for each in host.sources.values():
@@ -573,7 +580,7 @@ class Machine:
         if self._declares(vm):
             self.scanner.origins[guest.index] = self._origins_of(vm)
         if (vm.balloon or vm.free_page_reporting) and guest.free_pages is None:
-            guest.free_pages = FreePages(self._free_of(guest))
+            guest.free_pages = FreePages(self._free_of(guest), self.host.scale)
         self.scanner.set_accesses(guest.index, accesses)
         if algorithm := self._compressor():
             image = self.catalogue.captures[vm.content.path] if isinstance(vm.content, Captured) else vm.content
@@ -608,7 +615,8 @@ class Machine:
             return ""
         memory = self.host.memory - (self.host.hugetlbfs.bytes if self.host.hugetlbfs else 0)
         swap = self.host.swap.size if self.host.swap else 0
-        return self.host.commit.refusal(vm.memory, self.committed, memory, swap)
+        sizes = (size * self.host.scale for size in (vm.memory, self.committed, memory, swap))
+        return self.host.commit.refusal(*sizes)
 
     def _fork(self, parent: Guest, guest: Guest, now: int) -> None:
         """Let the guest have what its parent has; both wait until the page tables are copied."""
@@ -970,8 +978,8 @@ class Machine:
 
     def _tune(self) -> None:
         assert self.tuner is not None  # or it would not be asked
-        free, committed = self.scanner.usage()
-        choice = self.tuner.look(Usage(total=self.host.memory, free=free, committed=committed))
+        total, free, committed = (size * self.host.scale for size in (self.host.memory, *self.scanner.usage()))
+        choice = self.tuner.look(Usage(total=total, free=free, committed=committed))
         if choice:
             self._apply(choice)
 

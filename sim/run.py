@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sim.columns import PAGE_BYTES
 from sim.errors import MachineError, UserError
 from sim.host import Machine, Report
-from sim.sizing import Estimate, estimate
+from sim.scale import enlarged, enlarged_guest, enlarged_work
+from sim.sizing import MOST_PAGES, Estimate, estimate
 from sim.units import about_bytes, about_duration
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, str], None]
 
-_MOST_PAGES: Final = 1 << 30
 _PACKAGES: Final = ("overcommit", "simpy", "numpy", "numba", "pandas", "pyarrow")
 
 
@@ -46,11 +46,11 @@ def run(scenario: Scenario, progress: Progress | None = None) -> Result:
 
     Raises MachineError if this machine's memory cannot hold it.
     """
-    check_size(scenario)
+    scale = check_size(scenario).scale
     digest = scenario.digest(package_version("overcommit"))
     began, cpu_began = time.perf_counter(), time.process_time()
-    assignments = scenario.assignments()
-    hosts = scenario.host_names()
+    small = scenario.shrunk(scale)
+    assignments, hosts = small.assignments(), small.host_names()
     reports: list[Report] = []
     for index, (host, name) in enumerate(hosts):
 
@@ -58,31 +58,58 @@ def run(scenario: Scenario, progress: Progress | None = None) -> Result:
             if progress:
                 progress((index + now / scenario.duration) / len(hosts), f"{name} at {about_duration(now)}")
 
-        reports.append(Machine(
+        reports.append(_enlarged(Machine(
             host, name, assignments[name], seed=scenario.seed, duration=scenario.duration,
             sample_every=scenario.sample_every, progress=tell,
-        ).run())  # fmt: skip
-    return _result(scenario, digest, reports, time.perf_counter() - began, time.process_time() - cpu_began)
+        ).run(), scale))  # fmt: skip
+    return _result(scenario, scale, digest, reports, time.perf_counter() - began, time.process_time() - cpu_began)
+
+
+def _enlarged(report: Report, scale: int) -> Report:
+    """What a host recorded, in the pages that each simulated one stands for."""
+    if scale == 1:
+        return report
+    return Report(
+        samples=enlarged(report.samples, scale),
+        scans=enlarged(report.scans, scale),
+        guests=[enlarged_guest(row, scale) for row in report.guests],
+        events=report.events,
+        work=enlarged_work(report.work, scale),
+    )
 
 
 def check_size(scenario: Scenario) -> Estimate:
     """Return what a run will take. Raises UserError or MachineError if that is too much."""
     need = estimate(scenario)
-    if need.peak_pages > _MOST_PAGES:
+    available = available_bytes()
+    if need.peak_pages > MOST_PAGES:
+        remedy = _remedy(scenario, available, "spread them over more hosts")
         raise UserError(
             f"{scenario.name}: a host would hold {about_bytes(need.peak_pages * PAGE_BYTES)} of guests, "
-            f"more than {about_bytes(_MOST_PAGES * PAGE_BYTES)}; spread them over more hosts"
+            f"more than {about_bytes(MOST_PAGES * PAGE_BYTES)}; {remedy}"
         )
-    available = available_bytes()
     if need.memory_bytes > available:
+        remedy = _remedy(scenario, available, "give fewer or smaller guests")
         raise MachineError(
             f"{scenario.name}: needs about {about_bytes(need.memory_bytes)} of memory for {need.pages:,} guest pages, "
-            f"this machine has {about_bytes(available)} free; give fewer or smaller guests"
+            f"this machine has {about_bytes(available)} free; {remedy}"
         )
     return need
 
 
-def _result(scenario: Scenario, digest: str, reports: Sequence[Report], wall_s: float, cpu_s: float) -> Result:
+def _remedy(scenario: Scenario, available: int, otherwise: str) -> str:
+    """The least scale at which the scenario fits here, or something else."""
+    scale = 1
+    while scale < scenario.largest_scale():
+        scale *= 2
+        if estimate(scenario, scale).fits(available):
+            return f"write scale: {scale}, or {otherwise}"
+    return otherwise
+
+
+def _result(
+    scenario: Scenario, scale: int, digest: str, reports: Sequence[Report], wall_s: float, cpu_s: float
+) -> Result:
     from sim.results import frame, summarise
 
     samples, scans = (_joined(table, [getattr(report, table) for report in reports]) for table in ("samples", "scans"))
@@ -94,6 +121,7 @@ def _result(scenario: Scenario, digest: str, reports: Sequence[Report], wall_s: 
     manifest = {
         "engine": f"overcommit {versions['overcommit']}",
         "seed": scenario.seed,
+        "scale": scale,
         "digest": digest,
         "prices": {host.prices: host.price_set.digest() for host in scenario.hosts},
         "versions": versions,

@@ -9,12 +9,16 @@ from typing import Final
 
 from sim.columns import PAGE_BYTES
 from sim.cost.translation import LOOK_EVERY
+from sim.errors import UserError
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
 from sim.memory.image import Captured, Reads, Writes, captured_shape, pages_of
 from sim.reclaim.compression import cpu_ns, usual_packed
 from sim.scenario import Scenario
 from sim.units import MIB, SECOND, about_bytes, about_duration
+
+MOST_PAGES: Final = 1 << 30
+"""Pages that can be simulated on one host."""
 
 # Measured by the runs named in `estimate`: what a run takes for each thing it holds or does.
 _BASE_BYTES: Final = 240 * MIB
@@ -41,6 +45,8 @@ _SWAPPED_BYTES: Final = 100
 _COMPRESSED_TO: Final = 1 / 3
 
 _KSMD_VISIT_NS: Final = 1000
+_LEAST_OF_BATCH: Final = 16
+"""Pages that a wake-up of ksmd visits at least where each stands for several (`ksm_pass.FEWEST`)."""
 _SKIPPED_AFTER: Final = 4
 _SKIPPED_VISITS: Final = 8
 _CAPTURED_LONELY: Final = 1 / 3
@@ -50,6 +56,8 @@ _CAPTURED_LONELY: Final = 1 / 3
 class Estimate:
     """What a run will take on this machine."""
 
+    scale: int
+    """How many pages each simulated page stands for; pages and visits are those simulated."""
     hosts: int
     guests: int
     pages: int
@@ -61,13 +69,18 @@ class Estimate:
     cpu_seconds: float
     samples: int
 
+    def fits(self, memory: int) -> bool:
+        """Whether so many bytes are enough, and no host has more pages than can be simulated."""
+        return self.peak_pages <= MOST_PAGES and self.memory_bytes <= memory
+
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to print."""
         return [
             ("hosts", f"{self.hosts:,}"),
             ("guests", f"{self.guests:,}"),
-            ("guest pages", f"{self.pages:,} ({about_bytes(self.pages * PAGE_BYTES)})"),
-            ("page visits", f"at most {self.visits:,.0f}"),
+            ("guest pages", f"{self.pages * self.scale:,} ({about_bytes(self.pages * self.scale * PAGE_BYTES)})"),
+            ("page visits", f"at most {self.visits * self.scale:,.0f}"),
+            *([("scale", f"{self.scale}: {self.pages:,} pages are simulated")] if self.scale > 1 else []),
             ("samples", f"{self.samples:,}"),
             ("memory needed", about_bytes(self.memory_bytes)),
             ("CPU time needed", about_duration(self.cpu_seconds * SECOND)),
@@ -87,12 +100,33 @@ class _Load:
     """What its lists take where memory can be reclaimed."""
 
 
-def estimate(scenario: Scenario) -> Estimate:
-    """What running the scenario will take; compiling, once after an installation, takes 20 s more.
+def chosen_scale(scenario: Scenario) -> int:
+    """The scale of a run: what the scenario says, or the least that keeps its budget. Raises UserError if none does."""
+    if scenario.scale != "auto":
+        return scenario.scale
+    budget, scale, most = scenario.budget, 1, scenario.largest_scale()
+    while True:
+        need = estimate(scenario, scale)
+        if need.fits(budget.memory) and need.cpu_seconds * SECOND <= budget.cpu:
+            return scale
+        if scale == most:
+            took = f"{about_bytes(need.memory_bytes)} and {about_duration(need.cpu_seconds * SECOND)} of CPU time"
+            raise UserError(
+                f"{scenario.name}: at scale {most}, the largest that leaves its guests enough pages, it takes {took}; "
+                "raise budget.memory or budget.cpu"
+            )
+        scale *= 2
+
+
+def estimate(scenario: Scenario, scale: int | None = None) -> Estimate:
+    """What running the scenario will take, at its own scale or another one; compiling, once after an installation,
+    takes 20 s more.
 
     CPU time and peak memory were within a factor of two of those measured for 16 runs of 64 MiB to 200 GiB of guests
     over 2 min to 24 h (Intel Xeon, Emerald Rapids; Python 3.11). Settings changed in mid-run are not foreseen.
     """
+    scale = chosen_scale(scenario) if scale is None else scale
+    scenario = scenario.shrunk(scale, sampled=False)
     assignments = scenario.assignments()
     loads = [_load(host, assignments[name], scenario.duration) for host, name in scenario.host_names()]
     guests = sum(map(len, assignments.values()))
@@ -103,6 +137,7 @@ def estimate(scenario: Scenario) -> Estimate:
     images = sum(3 * snapshots * pages * 4 for snapshots, pages in
                  (captured_shape(image.path) for image in scenario.captured()))  # fmt: skip
     return Estimate(
+        scale=scale,
         hosts=len(loads),
         guests=guests,
         pages=sum(load.pages for load in loads),
@@ -127,7 +162,8 @@ def _load(host: Host, guests: Sequence[Assignment], duration: int) -> _Load:
         return _Load(_peak_pages(guests, duration), pages, visits, 0.0, cpu)
     ticks = -(-ksm.sleep_millisecs * host.hz // 1000) + 1 if ksm.sleep_millisecs else 0
     batches = duration / max(ticks * SECOND // host.hz + ksm.pages_to_scan * _KSMD_VISIT_NS, _KSMD_VISIT_NS)
-    visits = batches * ksm.pages_to_scan * ksm.run
+    visits = batches * ksm.pages_to_scan * ksm.run / host.scale
+    batches = min(batches, visits / _LEAST_OF_BATCH) if host.scale > 1 else batches
     lonely = sum(_lonely_pages(each.vm) for each in guests)
     scans = visits / pages
     if scans > _SKIPPED_AFTER and ksm.smart_scan:

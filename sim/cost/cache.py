@@ -42,10 +42,10 @@ class Reader:
 class Cache:
     """The last-level cache of one host."""
 
-    def __init__(self, prices: Prices, cores: int) -> None:
-        """As large as so many cores make it."""
+    def __init__(self, prices: Prices, cores: int, scale: int = 1) -> None:
+        """As large as so many cores make it; each page stands for so many."""
         llc = price_sets.llc(prices)
-        self._pages = llc.per_core * cores / PAGE_BYTES
+        self._pages = llc.per_core * cores / PAGE_BYTES / scale
         self._miss_ns = llc.miss.ns
 
     def saved(self, m: Memory, readers: Sequence[Reader]) -> float:

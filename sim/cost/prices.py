@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -451,3 +451,42 @@ def _read(path: Path, _changed_ns: int) -> Prices:
     if prices.name != path.stem:
         raise At("", f"says that its name is {prices.name}", f"write name: {path.stem} in it")
     return prices
+
+
+_NOT_OF_PAGES: Final = ("batch", "scan", "slot", "random_access", "llc")
+"""Prices of what does not happen to a page: of wake-ups, guests and single loads."""
+
+
+def of_pages(prices: Prices, number: int) -> Prices:
+    """What the set says of a page, said of so many; what it does not price, the bundled sets do."""
+    for_page, for_huge = fork(prices)
+    faults, swap = _found(prices, lambda each: each.page_faults), swap_device(prices)
+    # What `submission` takes from three blocks, whoever prices them.
+    out_ns = submission(prices) + faults.small.ns + paging(prices).page_out.ns
+    out = swap.swap_out.model_copy(update={"ns": out_ns, "low": None, "high": None})
+    whole = {
+        "page_faults": faults,
+        "fork": Fork(page=for_page, huge=for_huge),
+        "sha1": sha1(prices),
+        "huge_pages": huge_pages(prices),
+        "zram": {name: compressor(prices, name) for name in {**load(DEFAULT).zram, **prices.zram}},
+        "small_pages": small_pages(prices),
+        "paging": paging(prices).model_copy(update={"look": look(prices)}),
+        "swap": swap.model_copy(update={"drop": drop(prices), "swap_out": out}),
+        "write": write(prices),
+    }
+    whole = {**dict(prices), **whole}
+    return prices.model_copy(
+        update={name: part if name in _NOT_OF_PAGES else _times(part, number) for name, part in whole.items()}
+    )
+
+
+def _times(part: Any, number: int) -> Any:
+    """Every price in a part of a set, so many times."""
+    if isinstance(part, Price):
+        return part.model_copy(update={"ns": part.ns * number, "low": None, "high": None})
+    if isinstance(part, Mapping):
+        return {name: _times(each, number) for name, each in part.items()}
+    if isinstance(part, Block):
+        return part.model_copy(update={name: _times(each, number) for name, each in part})
+    return part

@@ -11,7 +11,7 @@ for longest; misses of its first level, some 2 ns, cost the same with pages of a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -65,6 +65,10 @@ class Entries:
     """What a walk for one takes."""
     huge: npt.NDArray[np.bool_]
     """Whether it covers 2 MiB, and not 4 KiB."""
+
+    def times(self, number: int) -> Entries:
+        """So many times as many."""
+        return replace(self, count=self.count * number)
 
 
 class Walker:
@@ -134,6 +138,8 @@ class Seen:
     """1 for blocks that are huge pages of the host, else 0."""
     rates: Floats
     """Accesses to a page of each class; the unit is that of the areas."""
+    last: float = 1.0
+    """How much of the last block is there."""
 
     def in_huge(self) -> Seen:
         """The same if all of the host's pages were huge."""
@@ -142,7 +148,7 @@ class Seen:
         counts = np.zeros_like(self.counts)
         counts[:, IN_HUGE] = self.counts[:, :IN_LAST].sum(axis=1)
         counts[:, IN_LAST] = self.counts[:, IN_LAST]
-        return Seen(counts, self.areas, np.ones_like(self.huge), self.rates)
+        return Seen(counts, self.areas, np.ones_like(self.huge), self.rates, self.last)
 
     def in_small(self) -> Seen:
         """The same if none were."""
@@ -151,7 +157,7 @@ class Seen:
         counts = self.counts.copy()
         counts[:, IN_SMALL] += counts[:, IN_HUGE]
         counts[:, IN_HUGE] = 0
-        return Seen(counts, self.areas, np.zeros_like(self.huge), self.rates)
+        return Seen(counts, self.areas, np.zeros_like(self.huge), self.rates, self.last)
 
     def same_as(self, other: Seen) -> bool:
         """Whether nothing has changed."""
@@ -169,8 +175,10 @@ def entries(seen: Seen, guest: int, small: int, huge: int) -> Entries:
     if guest == _LEVELS["4KiB"]:
         kinds.append((seen.counts[:, IN_HUGE], seen.rates, _walk(guest, huge), False))
     else:
-        areas = seen.areas[seen.huge != 0]
-        kinds.append((np.ones(len(areas), np.int64), areas, _walk(guest, huge), True))
+        there = np.ones(len(seen.areas))
+        there[-1:] = seen.last
+        count, rate = (each[seen.huge != 0] for each in (there, seen.areas / there))
+        kinds.append((count, rate, _walk(guest, huge), True))
     counts, rates, walks, wide = zip(*kinds, strict=True)
     sizes = [len(count) for count in counts]
     return Entries(np.concatenate(counts), np.concatenate(rates), np.repeat(walks, sizes), np.repeat(wide, sizes))
@@ -213,10 +221,11 @@ _LLC: Final = TOTALS.index("llc_saved_ns")
 class Walks:
     """CPU time that the guests of one host spend in walks, and what they gain in the last-level cache; see TOTALS."""
 
-    def __init__(self, prices: Prices, *, cores: int, guests: int) -> None:
-        """So many guests at most."""
+    def __init__(self, prices: Prices, *, cores: int, guests: int, scale: int = 1) -> None:
+        """So many guests at most; each of their pages stands for so many."""
         self._walker = Walker(prices)
-        self._cache = Cache(prices, cores)
+        self._cache = Cache(prices, cores, scale)
+        self._scale = scale
         self._known: dict[int, tuple[Seen, Floats]] = {}
         self._stalled: dict[int, int] = {}
         self._last: object = None
@@ -319,9 +328,11 @@ class Walks:
         first, pages = span(m, runner.index)
         rates = access_rates(m)
         counts = np.zeros((len(rates), TALLIED), np.int64)
-        areas, huge = np.zeros(pages // _AREA_PAGES), np.zeros(pages // _AREA_PAGES, np.int64)
+        # The last block of a guest is too short for a huge page, but not where it stands for many that are whole.
+        blocks = pages // _AREA_PAGES if self._scale == 1 else -(-pages // _AREA_PAGES)
+        areas, huge = np.zeros(blocks), np.zeros(blocks, np.int64)
         tally(m, first, pages, rates, counts, areas, huge)
-        seen = Seen(counts, areas, huge, rates)
+        seen = Seen(counts, areas, huge, rates, min(pages / _AREA_PAGES - blocks + 1, 1.0))
         return seen.in_huge() if runner.host_pages else seen
 
     def _per_access(self, seen: Seen, runner: Runner) -> Floats:
@@ -333,7 +344,7 @@ class Walks:
             entries(alone, 0, small, guest) if guest else entries(seen, 0, small, huge),
             entries(seen.in_huge(), guest, small, huge),
         )
-        return np.array([self._walker.per_access(each) for each in kinds])
+        return np.array([self._walker.per_access(each.times(self._scale)) for each in kinds])
 
 
 def span(m: Memory, guest: int) -> tuple[int, int]:

@@ -22,7 +22,6 @@ from sim.memory.image import (
     Domain,
     PageNumbers,
     Synthetic,
-    load_capture,
 )
 from sim.units import SECOND
 
@@ -115,7 +114,7 @@ class Catalogue:
         for each in self._members:
             image = each.vm.content
             if isinstance(image, Captured) and not each.vm.fork_of:
-                self.captures[image.path] = load_capture(image.path)
+                self.captures[image.path] = image.capture()
                 used.setdefault((each.domain, image.data_set_name), set()).add(image.path)
         for (domain, name), paths in used.items():
             numbers = [self.captures[path].numbers for path in paths]

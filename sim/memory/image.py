@@ -412,6 +412,7 @@ class Captured(Block):
     """Accesses that change nothing, to all pages; the first pages, the hottest ones, are those that change most."""
 
     _folder: Path = PrivateAttr(default=Path())
+    _sample: Capture | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any) -> None:
         """Remember what the path is relative to."""
@@ -437,6 +438,16 @@ class Captured(Block):
     def data_set_name(self) -> str:
         """What tells this file's data set from others."""
         return self.data_set or _noted_data_set(self.path) or str(Path(self.captured).parent)
+
+    def capture(self) -> Capture:
+        """What was captured, or the sample of it that is simulated (`sim/scale.py`)."""
+        return self._sample or load_capture(self.path)
+
+    def sampled(self, sample: Capture | None) -> Captured:
+        """The same image, of which only a sample of pages is simulated."""
+        copy = self.model_copy()
+        copy._sample = sample
+        return copy
 
     def check_size(self, memory: int) -> None:
         """Raise At if the captured guest is larger than *memory* bytes."""

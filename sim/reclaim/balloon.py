@@ -90,9 +90,13 @@ class Sizes:
 class FreePages:
     """What a guest does not use, and what of it its balloon holds."""
 
-    def __init__(self, free: Mask) -> None:
-        """*free* says of each page whether the guest's kernel has it on its list of free pages."""
+    def __init__(self, free: Mask, scale: int = 1) -> None:
+        """*free* says of each page, which stands for so many, whether the guest's kernel has it on its list of free
+        pages.
+        """
         self.free = free.copy()
+        self._block = max(_REPORTED_PAGES // scale, 1)
+        self._stands_for = self._block * scale // _REPORTED_PAGES
         self.held = np.zeros(len(free), np.bool_)
 
     @property
@@ -125,13 +129,13 @@ class FreePages:
 
     def report(self, present: Mask) -> PageNumbers:
         """The next pages that the guest reports as free, of those that have frames."""
-        blocks = len(self.free) // _REPORTED_PAGES
-        whole = slice(0, blocks * _REPORTED_PAGES)
+        blocks = len(self.free) // self._block
+        whole = slice(0, blocks * self._block)
         free = (self.free & ~self.held)[whole].reshape(blocks, -1).all(axis=1)
         framed = present[whole].reshape(blocks, -1).any(axis=1)
-        lots = -(-int(np.count_nonzero(free)) // (_CAPACITY * _PARTS))
-        chosen = np.flatnonzero(free & framed)[: lots * _CAPACITY]
-        pages = (chosen[:, np.newaxis] * _REPORTED_PAGES + np.arange(_REPORTED_PAGES)).ravel()
+        lots = -(-int(np.count_nonzero(free)) * self._stands_for // (_CAPACITY * _PARTS))
+        chosen = np.flatnonzero(free & framed)[: -(-lots * _CAPACITY // self._stands_for)]
+        pages = (chosen[:, np.newaxis] * self._block + np.arange(self._block)).ravel()
         return np.asarray(pages[present[pages]])
 
     def _take(self, candidates: PageNumbers, number: int, present: Mask) -> PageNumbers:

@@ -160,7 +160,7 @@ FIRST_PRIORITY = 12
 """Priority p looks at the 2^-p part of a list (DEF_PRIORITY)."""
 TRIES = 16
 """How often reclaim is tried in vain before a guest is killed (MAX_RECLAIM_RETRIES); what brings a frame is not."""
-STEP = 1024
+MOST_AT_ONCE = 1024
 """Most pages that kswapd looks at before something else may happen."""
 ROOM = 8192
 """Shared frames and due accesses that one step may need."""
@@ -183,10 +183,12 @@ AWAKE, GOES_ON, PRIORITY, AT_GUEST, ROUND_SCANNED, ROUND_STOLEN, STOLEN, FAILURE
 POOL_MOST, POOL_AGAIN, POOL_FULL, OLDEST, QUEUED, WRITTEN, SUBMIT_NS, ENDED, DROP_NS = range(28, 37)
 # ... what a page costs that is kept as the difference from another (ns), ...
 PATCH_IN_NS = 37
+# ... how many pages each page stands for, and by that BATCH and MOST_AT_ONCE, ...
+SCALE, CLUSTER, STEP = range(38, 41)
 # ... and the access under way: how long it waits, how much of that is pressure, who reclaims next; and the host time
 # (ns) up to which pressure is counted, and until which somebody is known to wait.
 WAIT, PRESSURE_NS, DIRECT_GUEST, COUNTED, SOME_UNTIL = range(23, 28)
-NUMBERS = 38
+NUMBERS = 41
 
 
 class Pressure(NamedTuple):
@@ -286,7 +288,7 @@ def write_oldest_back(m: Memory, r: Pressure, now: int) -> None:
 
     Each page needs a frame on its way, from the last reserve.
     """
-    left = BATCH
+    left = r.n[CLUSTER]
     while left > 0 and r.n[QUEUED] > 0 and m.counts[POOL] > r.n[POOL_AGAIN] and frames_free(m) > r.n[W_MIN] // 2:
         entry = r.queue[r.n[OLDEST]]
         r.n[OLDEST] = (r.n[OLDEST] + 1) % r.queue.size
@@ -532,10 +534,10 @@ def evict(m: Memory, r: Pressure, entry: int, now: int) -> bool:
 
 
 @inlined
-def inactive_is_low(m: Memory, guest: int) -> bool:
+def inactive_is_low(m: Memory, r: Pressure, guest: int) -> bool:
     """Whether pages of the active list are due to become inactive."""
     inactive, active = m.guest[guest, INACTIVE + SIZE], m.guest[guest, INACTIVE + LIST_COLUMNS + SIZE]
-    gigabytes = (inactive + active) >> 18
+    gigabytes = (inactive + active) * r.n[SCALE] >> 18
     ratio = np.int64(math.sqrt(10.0 * gigabytes)) if gigabytes else 1
     return bool(inactive * ratio < active)
 
@@ -597,16 +599,17 @@ def shrink_guest(m: Memory, r: Pressure, guest: int, priority: int, wanted: int,
     if m.guest[guest, STAYS]:
         return 0
     inactive = min(m.guest[guest, INACTIVE + SIZE] >> priority, most)
-    active = min(m.guest[guest, INACTIVE + LIST_COLUMNS + SIZE] >> priority, most) if inactive_is_low(m, guest) else 0
+    low = inactive_is_low(m, r, guest)
+    active = min(m.guest[guest, INACTIVE + LIST_COLUMNS + SIZE] >> priority, most) if low else 0
     while (inactive > 0 or active > 0) and stolen < wanted:
         if active > 0:
-            deactivate(m, r, guest, min(active, BATCH), now)
-            active -= BATCH
+            deactivate(m, r, guest, min(active, r.n[CLUSTER]), now)
+            active -= r.n[CLUSTER]
         if inactive > 0:
-            stolen += shrink_inactive(m, r, guest, min(inactive, BATCH), now)
-            inactive -= BATCH
-    if inactive_is_low(m, guest):
-        deactivate(m, r, guest, BATCH, now)
+            stolen += shrink_inactive(m, r, guest, min(inactive, r.n[CLUSTER]), now)
+            inactive -= r.n[CLUSTER]
+    if inactive_is_low(m, r, guest):
+        deactivate(m, r, guest, r.n[CLUSTER], now)
     return stolen
 
 
@@ -662,7 +665,7 @@ def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: 
     """Let a guest have so many frames more, in its limit and on the host. Returns whether it may."""
     if not m.counts[LRU]:
         return bool(frames_free(m) >= frames)
-    wanted = max(frames, BATCH)
+    wanted = max(frames, r.n[CLUSTER])
     failures = 0
     while failures < tries and not within_limit(m, guest, frames):
         before, waited = r.n[ROUND_SCANNED], r.n[WAIT]
@@ -719,7 +722,7 @@ def run_kswapd(m: Memory, r: Pressure) -> None:
         return
     before, n[WAIT] = n[WAIT], 0
     scanned = n[ROUND_SCANNED]
-    stolen = shrink_guest(m, r, n[AT_GUEST], n[PRIORITY], END_OF_TIME, STEP, now) if can_swap(m) else 0
+    stolen = shrink_guest(m, r, n[AT_GUEST], n[PRIORITY], END_OF_TIME, n[STEP], now) if can_swap(m) else 0
     m.counts[PGSCAN_KSWAPD] += n[ROUND_SCANNED] - scanned
     m.counts[PGSTEAL_KSWAPD] += stolen
     m.counts[KSWAPD_PS] += n[WAIT] * 1000

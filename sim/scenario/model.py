@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from sim.datacenter.blocks import Datacenter
 from sim.document import Document, dump, in_order, read
@@ -15,14 +15,38 @@ from sim.errors import At, Problem, Several, UserError, suggestion
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
 from sim.memory.image import Captured, Synthetic, Writes, pages_of
+from sim.scale import MOST, has_huge_pages, samples_of, shrunk_host, shrunk_vm, too_few_pages
 from sim.scenario.expect import ExpectationText
 from sim.scenario.points import DERIVED, Axes, Point, expand
 from sim.scenario.published import Claim, Figure, claims
-from sim.units import MINUTE, SECOND, Block, Duration, Name, format_bytes, format_duration
+from sim.units import GIB, MINUTE, SECOND, Block, Bytes, Duration, Name, format_bytes, format_duration
 
+_SCALES = [1 << power for power in range(MOST.bit_length())]
 _MOST_SAMPLES = 10_000_000
 _MOST_REPEATS = 10_000_000
 _MOST_CLASSES = 65_535
+
+
+def _parse_scale(value: object) -> object:
+    if value == "auto" or (type(value) is int and value in _SCALES):
+        return value
+    raise At("", f"must be a power of two from 1 to {MOST:,}, or auto", "write 64, or auto")
+
+
+Scale = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_parse_scale, json_schema_input_type=Annotated[int, Field(ge=1, le=MOST)] | Literal["auto"]),
+]
+"""How many pages a simulated page stands for."""
+
+
+class Budget(Block):
+    """What a run may take, for `scale: auto`, by the estimate of `overcommit explain`."""
+
+    memory: Bytes = Field(default=4 * GIB, gt=0)
+    """Memory of this machine."""
+    cpu: Duration = Field(default=10 * MINUTE, gt=0)
+    """CPU time of this machine."""
 
 
 class Scenario(Block):
@@ -38,6 +62,11 @@ class Scenario(Block):
     """Seed of every random stream."""
     sample_every: Duration = Field(default=SECOND, gt=0)
     """Simulated time between two samples."""
+    scale: Scale = 1
+    """How many pages each simulated page stands for: a power of two, or auto for the least that keeps the budget. A run
+    at scale 64 takes about 1/64 of the time and memory; the report says how far its figures may be off."""
+    budget: Budget = Budget()
+    """What the run may take if scale is auto."""
     phases: dict[str, Duration] = Field(default_factory=dict)
     """When each phase of the run begins, by name and in order of time: the report of a sweep over alternatives tells
     them apart."""
@@ -86,6 +115,43 @@ class Scenario(Block):
             told.update(host.price_set.model_dump_json().encode())
         return told.hexdigest()
 
+    def shrunk(self, scale: int, sampled: bool = True) -> Scenario:
+        """The scenario with hosts and guests each of whose pages stands for so many; *sampled* reads captured images
+        to take samples of them.
+        """
+        if scale == 1:
+            return self
+        samples = samples_of(self.vms, scale) if sampled else {}
+        hosts = tuple(shrunk_host(host, scale) for host in self.hosts)
+        vms = tuple(
+            shrunk_vm(vm, scale, samples, any(has_huge_pages(host, vm) for host in self._hosts_of(vm)))
+            for vm in self.vms
+        )
+        return self.model_copy(update={"scale": 1, "hosts": hosts, "vms": vms})
+
+    def largest_scale(self) -> int:
+        """The largest scale that leaves every guest enough pages."""
+        scale = MOST
+        while scale > 1 and self._too_few_pages(scale):
+            scale //= 2
+        return scale
+
+    def _too_few_pages(self, scale: int) -> str:
+        """What a scale leaves the first guest that has too little left, or nothing."""
+        for i, vm in enumerate(self.vms):
+            for host in self._hosts_of(vm):
+                if said := too_few_pages(host, vm, scale):
+                    return f"leaves the guests of vms.{i} {said}"
+        return ""
+
+    def _scale(self) -> Iterator[At]:
+        if self.scale == "auto":
+            return
+        if self.budget != Budget():
+            yield At("budget", "means nothing unless scale is auto", "write scale: auto, or remove it")
+        if said := self._too_few_pages(self.scale):
+            yield At("scale", said, f"write {self.largest_scale()} or less")
+
     def captured(self) -> Iterator[Captured]:
         """Captured images, each file once."""
         images = {vm.content.path: vm.content for vm in self.vms if not vm.fork_of and isinstance(vm.content, Captured)}
@@ -116,7 +182,11 @@ class Scenario(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
+<<<<<<< HEAD
         faults = [*self._names(), *self._references(), *self._forks(), *self._writes(), *self._times(), *self._fleet()]
+=======
+        faults = [*self._names(), *self._references(), *self._forks(), *self._writes(), *self._times(), *self._scale()]
+>>>>>>> scale
         if faults:
             raise Several(*faults)
         return self

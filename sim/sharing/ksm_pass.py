@@ -117,8 +117,10 @@ RUN, PAGES_TO_SCAN, SLEEP_MILLISECS, SMART_SCAN, MAX_PAGE_SHARING, USE_ZERO_PAGE
 ADVISOR, TARGET_SCAN_TIME, MAX_CPU, MAX_PAGES_TO_SCAN, MAX_KERNEL_PAGES, HZ = range(44, 50)
 CHECKSUM_FIRST, NODE_HOLDS_PAGE, COUNTS_LAST_BATCH, EXACT_SLEEP, PROMPT_TIMERS, COLD_MILLI = range(50, 56)
 MISROUTES, KEY, SPLIT_PS, HINTS_TO_SCAN, HINT_QUOTA = range(56, 61)
+# ... how many pages each page stands for, and what a wake-up stands for (see `begin_batch`), ...
+SCALE, BATCHES, PAGES_OVER = range(61, 64)
 # ... and for each kind of work its price (ps) and how much of it was done.
-PRICE = 61
+PRICE = 64
 DONE = PRICE + len(WORK)
 NUMBERS = DONE + len(WORK)
 
@@ -141,6 +143,9 @@ PAUSED, STARVING, NO_ROOM, LOG_FULL = range(4)
 
 ROOM = 4
 """Shared frames, due writes and chains that one step may need."""
+
+FEWEST = 16
+"""Pages that a wake-up visits, at least, where each stands for several: it then does the work of several wake-ups."""
 
 FEW = 1000
 """Millionths of the searches that may be stopped by vanished nodes without being looked at."""
@@ -193,9 +198,9 @@ def checksum_of(m: Memory, block: int) -> int:
 
 
 @inlined
-def levels(nodes: int) -> int:
-    """Levels of a balanced tree that a search for something absent passes."""
-    depth = 0
+def levels(k: Ksm, tree: int) -> int:
+    """Levels of a balanced tree, with a counter of nodes, that a search for something absent passes."""
+    depth, nodes = 0, k.n[tree] * k.n[SCALE]
     while nodes > 0:
         nodes >>= 1
         depth += 1
@@ -486,7 +491,7 @@ def chosen_dup(m: Memory, k: Ksm, key: int) -> int:
 def stable_search(m: Memory, k: Ksm, page: int, content: int) -> int:
     """Frame of the KSM page with this content that takes one more page, or -1."""
     end_empty_chains(m, k)
-    depth = levels(k.n[STABLE_TREE])
+    depth = levels(k, STABLE_TREE)
     spend(k, W_STABLE_LEVEL, descent(depth))
     spend(k, W_COMPARE_BYTE, depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
     if content < 0:
@@ -596,7 +601,7 @@ def promote_pair(m: Memory, k: Ksm, page: int, tree_page: int, content: int) -> 
         return
     key = tree_key(m, k, page, content)
     put_spare(m, k, key, 0)
-    depth = levels(k.n[STABLE_TREE])
+    depth = levels(k, STABLE_TREE)
     spend(k, W_STABLE_LEVEL, descent(depth))
     spend(k, W_COMPARE_BYTE, 2 * 4096 + depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
     spend(k, W_PROMOTE, 1)
@@ -652,7 +657,7 @@ def goes_astray(m: Memory, k: Ksm, page: int, tree_page: int) -> bool:
     if share <= 0.0:
         return False
     found = 1.0
-    for depth in range(levels(k.n[UNSTABLE_TREE]) - 3):
+    for depth in range(levels(k, UNSTABLE_TREE) - 3):
         found *= 1.0 - share * (0.5 - 0.25 / (1 << depth))
     return bool(luck(k, page) >= found)
 
@@ -686,7 +691,7 @@ def unstable_insert(m: Memory, k: Ksm, page: int) -> None:
 @inlined
 def unstable_search_insert(m: Memory, k: Ksm, page: int, content: int) -> bool:
     """Find an equal page in the unstable tree and merge the two, or insert this one. Returns True if inserted."""
-    depth = levels(k.n[UNSTABLE_TREE])
+    depth = levels(k, UNSTABLE_TREE)
     spend(k, W_UNSTABLE_LEVEL, descent(depth))
     spend(k, W_COMPARE_BYTE, depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
     if stops_short(k, page):
@@ -719,9 +724,9 @@ def unstable_search_insert(m: Memory, k: Ksm, page: int, content: int) -> bool:
 def visit_merged(k: Ksm) -> None:
     """The visit of a page whose item is attached to the KSM page it maps: nothing is to be done."""
     spend(k, W_VISIT_KSM, 1)
-    spend(k, W_NODE_LEVEL, levels(k.n[NODES]))
+    spend(k, W_NODE_LEVEL, levels(k, NODES))
     if k.n[NODE_HOLDS_PAGE] == 0:
-        spend(k, W_STABLE_LEVEL, descent(levels(k.n[STABLE_TREE])))
+        spend(k, W_STABLE_LEVEL, descent(levels(k, STABLE_TREE)))
         spend(k, W_COMPARE_BYTE, 4096)
 
 
@@ -875,12 +880,12 @@ def priced(k: Ksm, kind: int, number: int, times: int) -> int:
 def quiet_work(m: Memory, k: Ksm, block: int, inserted: int, skipped: int, times: int) -> int:
     """Picoseconds for one full scan's visit of a quiet block; counts the work *times* times."""
     merged = int(k.block[block, MERGED])
-    stable, unstable = levels(k.n[STABLE_TREE]), levels(k.n[UNSTABLE_TREE])
+    stable, unstable = levels(k, STABLE_TREE), levels(k, UNSTABLE_TREE)
     searches = merged if k.n[NODE_HOLDS_PAGE] == 0 else 0
     differing = inserted * (stable + unstable) * k.slot[m.block[block, GUEST], DIFFERS_AT]
     return int(
         priced(k, W_VISIT_KSM, merged, times)
-        + priced(k, W_NODE_LEVEL, merged * levels(k.n[NODES]), times)
+        + priced(k, W_NODE_LEVEL, merged * levels(k, NODES), times)
         + priced(k, W_VISIT, inserted, times)
         + priced(k, checksum_of(m, block), inserted, times)
         + priced(k, W_INSERT, inserted, times)
@@ -1306,18 +1311,59 @@ def sleep_end(k: Ksm, now: int) -> int:
 
 
 @inlined
+def begin_batch(k: Ksm) -> None:
+    """ksmd wakes up; where a page stands for many it does the work of several batches at once, and sleeps as long."""
+    n = k.n
+    n[BATCH_PS] = 0
+    n[BATCH_VISITS] = 0
+    n[BATCHES] = 1
+    if n[SCALE] > 1 and n[PAGES_TO_SCAN] > 0:
+        n[BATCHES] = (FEWEST * n[SCALE] + n[PAGES_TO_SCAN] - 1) // n[PAGES_TO_SCAN]
+    pages = n[PAGES_OVER] + n[BATCHES] * n[PAGES_TO_SCAN]
+    n[QUOTA] = pages // n[SCALE]
+    n[PAGES_OVER] = pages % n[SCALE]
+    n[HINT_QUOTA] = n[QUOTA] * n[HINTS_TO_SCAN] // 1_000_000
+    spend(k, W_BATCH, 1)
+
+
+@inlined
+def batches_done(k: Ksm) -> int:
+    """Batches that this wake-up stood for: the end of a full scan cuts it short."""
+    n = k.n
+    if n[BATCHES] == 1 or n[PAGES_TO_SCAN] == 0:
+        return 1
+    visits = n[BATCH_VISITS] * n[SCALE]
+    return int(max(1, min(n[BATCHES], (visits + n[PAGES_TO_SCAN] - 1) // n[PAGES_TO_SCAN])))
+
+
+@inlined
+def batches_end(k: Ksm, now: int, batches: int) -> int:
+    """Host time (ns) at which so many equal batches, whose work is done now, and the sleep after each have ended."""
+    if k.n[SLEEP_MILLISECS] == 0:
+        return now + 1
+    if batches == 1:
+        return sleep_end(k, now)
+    work = (now - k.n[BATCH_START]) // batches
+    first = sleep_end(k, k.n[BATCH_START] + work)
+    # From the first wake-up on, which is at a tick of the timer wheel, one batch takes as long as the other.
+    return int(max(first + (batches - 1) * (sleep_end(k, first + work) - first), now + 1))
+
+
+@inlined
 def end_batch(k: Ksm) -> None:
     """ksmd goes to sleep; the caches it works in will be cold when it wakes, which is charged to this batch."""
     n = k.n
-    visits = n[BATCH_VISITS]
+    batches = batches_done(k)
+    spend(k, W_BATCH, batches - 1)
+    visits = n[BATCH_VISITS] * n[SCALE] / batches
     if visits > 0:
         n[BATCH_PS] += np.int64(n[BATCH_PS] * (n[COLD_MILLI] / 1000.0) * math.log1p(visits / 100.0) * 100.0 / visits)
     now = moment(k)
+    n[WAKE] = batches_end(k, now, batches)
     n[TOTAL_PS] += n[BATCH_PS]
     n[BATCH_PS] = 0
     n[BATCH_START] = now
     n[PHASE] = SLEEPING
-    n[WAKE] = sleep_end(k, now) if k.n[SLEEP_MILLISECS] > 0 else now + 1
 
 
 @compiled
@@ -1350,11 +1396,7 @@ def advance(m: Memory, k: Ksm, horizon: int, batch_only: bool) -> int:
             continue
         n[PHASE] = WORKING
         n[BATCH_START] = wake
-        n[BATCH_PS] = 0
-        n[BATCH_VISITS] = 0
-        n[QUOTA] = n[PAGES_TO_SCAN]
-        n[HINT_QUOTA] = n[QUOTA] * n[HINTS_TO_SCAN] // 1_000_000
-        spend(k, W_BATCH, 1)
+        begin_batch(k)
 
 
 @compiled

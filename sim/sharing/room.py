@@ -119,6 +119,8 @@ class Site:
     """Price of the SHA1 of a page."""
     squeeze: Squeeze | None = None
     """How memory is reclaimed; without it all pages stay."""
+    scale: int = 1
+    """How many pages each page stands for (`sim/scale.py`); prices are those of so many."""
 
 
 class OutOfFrames(Exception):
@@ -186,14 +188,14 @@ class Room:
         self.m.counts[memory.FREE_FRAME] = -1
         self.m.counts[memory.REUSE_LAST_MAPPER] = site.kernel.reuse_last_mapper
         self.m.counts[memory.SPLIT_FREES_ZERO] = site.kernel.split_frees_zero
-        self.r = self._pressure(squeeze, guests)
+        self.r = self._pressure(squeeze, guests, site.scale)
         self.notes = []
         self.sources = []
         self.files = {}
         self.origins = {}
         self._free_blocks: list[tuple[int, int]] = [(0, blocks)] if blocks else []
 
-    def _pressure(self, squeeze: Squeeze | None, guests: int) -> Pressure:
+    def _pressure(self, squeeze: Squeeze | None, guests: int, scale: int) -> Pressure:
         device = squeeze.device if squeeze else None
         r = Pressure(
             n=np.zeros(pressure.NUMBERS, np.int64),
@@ -204,6 +206,9 @@ class Room:
             load=np.zeros(guests),
             until=np.zeros(guests, np.int64),
         )
+        r.n[pressure.SCALE] = scale
+        r.n[pressure.CLUSTER] = max(pressure.BATCH // scale, 1)
+        r.n[pressure.STEP] = max(pressure.MOST_AT_ONCE // scale, 1)
         if squeeze:
             self.m.counts[memory.LRU] = 1
             self.m.counts[memory.SWAP_SLOTS] = squeeze.slots

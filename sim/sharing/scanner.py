@@ -106,6 +106,7 @@ class Scanner(Room):
         most = site.frames // 4 if settings.max_kernel_pages is None else settings.max_kernel_pages
         n[ksmd.MAX_KERNEL_PAGES] = _NO_LIMIT if kernel.node_holds_page or most == 0 else most
         n[ksmd.HZ] = site.hz
+        n[ksmd.SCALE] = site.scale
         n[ksmd.CHECKSUM_FIRST] = kernel.checksum_first
         n[ksmd.NODE_HOLDS_PAGE] = kernel.node_holds_page
         n[ksmd.COUNTS_LAST_BATCH] = kernel.counts_last_batch
