@@ -221,7 +221,7 @@ def shrunk_vm(vm: Vm, scale: int, samples: Mapping[Path, Capture] | None = None,
 
 
 def _parts(image: Synthetic, pages: int, left: int, scale: int) -> tuple[Part, ...]:
-    """The parts of an image in guests of *left* pages instead of *pages*; the largest part takes what rounding leaves over.
+    """The parts of an image in guests of *left* pages instead of *pages*; the largest takes what rounding leaves over.
 
     Pools are cut alike in all guests, so rather a part that is no pool is taken for that.
     """

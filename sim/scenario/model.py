@@ -182,11 +182,8 @@ class Scenario(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
-<<<<<<< HEAD
-        faults = [*self._names(), *self._references(), *self._forks(), *self._writes(), *self._times(), *self._fleet()]
-=======
-        faults = [*self._names(), *self._references(), *self._forks(), *self._writes(), *self._times(), *self._scale()]
->>>>>>> scale
+        faults = [*self._names(), *self._references(), *self._forks(), *self._writes(), *self._times()]
+        faults += [*self._fleet(), *self._scale()]
         if faults:
             raise Several(*faults)
         return self
