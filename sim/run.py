@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,16 +40,24 @@ class Result:
     manifest: Mapping[str, Any]
     summary: Summary
     verdicts: Sequence[Verdict]
+    fleet: pd.DataFrame | None = None
+    """Of a datacenter, what its control plane knows, a row for each epoch."""
+    hosts: pd.DataFrame | None = None
+    """Of a datacenter, a row for each host."""
 
 
-def run(scenario: Scenario, progress: Progress | None = None) -> Result:
+def run(
+    scenario: Scenario, progress: Progress | None = None, jobs: int = 1, cluster: str | None = None
+) -> Result:  # fmt: skip
     """Simulate a scenario; *progress* is told the share done and what is being done.
 
-    Raises MachineError if this machine's memory cannot hold it.
+    The hosts of a datacenter are spread over so many processes, or over the Dask cluster at an address; the result is
+    the same. Raises MachineError if this machine's memory cannot hold it, UserError if the cluster cannot be reached.
     """
     scale = check_size(scenario).scale
-    digest = scenario.digest(package_version("overcommit"))
-    began, cpu_began = time.perf_counter(), time.process_time()
+    clock = _Clock()
+    if scenario.datacenter:
+        return _run_fleet(scenario, scale, clock, progress, jobs, cluster)
     small = scenario.shrunk(scale)
     assignments, hosts = small.assignments(), small.host_names()
     reports: list[Report] = []
@@ -62,7 +71,30 @@ def run(scenario: Scenario, progress: Progress | None = None) -> Result:
             host, name, assignments[name], seed=scenario.seed, duration=scenario.duration,
             sample_every=scenario.sample_every, progress=tell,
         ).run(), scale))  # fmt: skip
-    return _result(scenario, scale, digest, reports, time.perf_counter() - began, time.process_time() - cpu_began)
+    samples, scans = (_joined(table, [getattr(report, table) for report in reports]) for table in ("samples", "scans"))
+    guests = [row for report in reports for row in report.guests]
+    events = [row for report in reports for row in report.events]
+    work = {name: sum(report.work[name] for report in reports) for name in reports[0].work}
+    return _result(scenario, _Told(samples, scans, guests, events, work), _manifest(scenario, scale, clock))
+
+
+def _run_fleet(
+    scenario: Scenario, scale: int, clock: _Clock, progress: Progress | None, jobs: int, cluster: str | None
+) -> Result:
+    import pandas as pd
+
+    from sim.datacenter.fleet import simulate
+    from sim.results import frame, partial
+
+    def tell(now: int, what: str) -> None:
+        if progress:
+            progress(now / scenario.duration, f"{what} at {about_duration(now)}")
+
+    found = simulate(scenario, scale, jobs, cluster, tell)
+    samples = partial("samples", pd.DataFrame(found.samples))
+    told = _Told(samples, frame("scans", []), found.guests, [*found.events, *found.plane.events], found.work)
+    result = _result(scenario, told, _manifest(scenario, scale, clock), found.plane.metrics)
+    return replace(result, fleet=frame("fleet", found.plane.fleet), hosts=frame("hosts", found.plane.hosts))
 
 
 def _enlarged(report: Report, scale: int) -> Report:
@@ -107,31 +139,60 @@ def _remedy(scenario: Scenario, available: int, otherwise: str) -> str:
     return otherwise
 
 
-def _result(
-    scenario: Scenario, scale: int, digest: str, reports: Sequence[Report], wall_s: float, cpu_s: float
-) -> Result:
-    from sim.results import frame, summarise
+class _Clock:
+    """How long a run takes."""
 
-    samples, scans = (_joined(table, [getattr(report, table) for report in reports]) for table in ("samples", "scans"))
-    guests = frame("guests", [row for report in reports for row in report.guests])
-    events = [row for report in reports for row in report.events]
-    events.sort(key=lambda row: float(str(row["time_s"])))
-    summary = summarise(samples, scans, guests)
+    def __init__(self) -> None:
+        self._began = time.perf_counter(), _cpu_s()
+
+    def taken(self) -> dict[str, float]:
+        """Seconds so far: by the wall, and of CPU in this process and those that it waited for."""
+        wall, cpu = self._began
+        return {"wall_s": round(time.perf_counter() - wall, 3), "cpu_s": round(_cpu_s() - cpu, 3)}
+
+
+def _cpu_s() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a run found, before it is put together."""
+
+    samples: pd.DataFrame
+    scans: pd.DataFrame
+    guests: Sequence[Mapping[str, object]]
+    events: list[Mapping[str, object]]
+    work: Mapping[str, int]
+
+
+def _manifest(scenario: Scenario, scale: int, clock: _Clock) -> dict[str, Any]:
     versions = {package: package_version(package) for package in _PACKAGES}
-    manifest = {
+    return {
         "engine": f"overcommit {versions['overcommit']}",
         "seed": scenario.seed,
         "scale": scale,
-        "digest": digest,
+        "digest": scenario.digest(versions["overcommit"]),
         "prices": {host.prices: host.price_set.digest() for host in scenario.hosts},
         "versions": versions,
-        "wall_s": round(wall_s, 3),
-        "cpu_s": round(cpu_s, 3),
+        **clock.taken(),
         "peak_bytes": _kib("/proc/self/status", "VmHWM") * 1024,
-        "work": {name: sum(report.work[name] for report in reports) for name in reports[0].work},
     }
+
+
+def _result(
+    scenario: Scenario, told: _Told, manifest: Mapping[str, Any], others: Mapping[str, int | float | None] | None = None
+) -> Result:
+    """*others* are metrics that the tables of hosts do not tell."""
+    from sim.results import frame, summarise
+
+    guests = frame("guests", told.guests)
+    events = sorted(told.events, key=lambda row: float(str(row["time_s"])))
+    summary = summarise(told.samples, told.scans, guests) | dict(others or {})
     verdicts = [expectation.check(summary) for expectation in scenario.expect]
-    return Result(scenario, samples, scans, guests, frame("events", events), manifest, summary, verdicts)
+    manifest = {**manifest, "work": told.work}
+    return Result(scenario, told.samples, told.scans, guests, frame("events", events), manifest, summary, verdicts)
 
 
 def _joined(table: str, columns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

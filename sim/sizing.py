@@ -9,6 +9,7 @@ from typing import Final
 
 from sim.columns import PAGE_BYTES
 from sim.cost.translation import LOOK_EVERY
+from sim.datacenter.blocks import Batch, BootStorm, Datacenter, Poisson
 from sim.errors import UserError
 from sim.host import Assignment, Host
 from sim.memory.guest import Vm
@@ -37,6 +38,13 @@ _BURST_WRITE_S: Final = 1.1e-7
 _LOOK_S: Final = 2e-8
 # 4 to 16 us on a busy machine: the longer a guest waits, the more often what it will do is put off.
 _FAULT_S: Final = 8e-6
+
+# Of a datacenter (tests/benchmarks/bench_fleet.py).
+_EPOCH_S: Final = 1e-6
+_REPORT_S: Final = 1e-4
+_HOST_S: Final = 1.5e-3
+_HOST_BYTES: Final = 250_000
+_HOST_PAGE_BYTES: Final = 34
 
 _LISTED_BYTES: Final = 14
 """Of a page on a list (`Memory.lru`, `seen`, `packed`)."""
@@ -127,6 +135,8 @@ def estimate(scenario: Scenario, scale: int | None = None) -> Estimate:
     """
     scale = chosen_scale(scenario) if scale is None else scale
     scenario = scenario.shrunk(scale, sampled=False)
+    if scenario.datacenter:
+        return _fleet(scenario, scenario.datacenter, scale)
     assignments = scenario.assignments()
     loads = [_load(host, assignments[name], scenario.duration) for host, name in scenario.host_names()]
     guests = sum(map(len, assignments.values()))
@@ -147,6 +157,52 @@ def estimate(scenario: Scenario, scale: int | None = None) -> Estimate:
         cpu_seconds=_START_S + guests * _GUEST_S + samples * _SAMPLE_S + sum(load.cpu_seconds for load in loads),
         samples=samples,
     )
+
+
+def _fleet(scenario: Scenario, rules: Datacenter, scale: int) -> Estimate:
+    """What a datacenter will take, all of its hosts being full all the time."""
+    hosts = [host for host, _ in scenario.host_names()]
+    pages = [host.memory // PAGE_BYTES for host in hosts]
+    epochs, reports = (-(-scenario.duration // every) for every in (rules.epoch, rules.report_period))
+    visits = batches = 0.0
+    for host, frames in zip(hosts, pages, strict=True):
+        if host.ksm is None:
+            lives = [(frames, scenario.duration)]
+            visits += host.scanner.visits(lives)
+            continue
+        per_second = host.ksm.pages_to_scan * 1000 / max(host.ksm.sleep_millisecs, 1) * host.ksm.run / scale
+        visits += per_second * scenario.duration / SECOND
+        batches += per_second * scenario.duration / SECOND / min(host.ksm.pages_to_scan, _LEAST_OF_BATCH)
+    come = _arrivals(scenario, rules)
+    kinds = max(vm.pages for vm in scenario.vms)
+    cpu = _START_S + come * (_GUEST_S + kinds * _PAGE_S) + epochs * len(hosts) * _EPOCH_S
+    cpu += len(hosts) * (_HOST_S + reports * _REPORT_S) + batches * _BATCH_S + visits * _CHANGING_VISIT_S
+    rows = (come + epochs + len(hosts)) * _ROW_BYTES
+    return Estimate(
+        scale=scale,
+        hosts=len(hosts),
+        guests=come,
+        pages=sum(pages),
+        peak_pages=max(pages),
+        visits=visits,
+        memory_bytes=round(_BASE_BYTES + sum(pages) * _HOST_PAGE_BYTES + len(hosts) * _HOST_BYTES + rows),
+        cpu_seconds=cpu,
+        samples=reports * len(scenario.hosts),
+    )
+
+
+def _arrivals(scenario: Scenario, rules: Datacenter) -> int:
+    """Guests that come, on average; how many a trace has is not known before it is read."""
+    span = scenario.duration
+    named = {kind for source in rules.arrivals for kind in source.kinds}
+    come = float(sum(vm.count for vm in scenario.vms if vm.name not in named))
+    for source in rules.arrivals:
+        if isinstance(source, Poisson):
+            come += source.rate * (sum(source.day) / len(source.day) if source.day else 1) * span / SECOND
+        elif isinstance(source, Batch | BootStorm):
+            times = 1 + (max(span - source.at, 0) // source.every if source.every else 0)
+            come += times * (source.batch if isinstance(source, Batch) else source.boot_storm)
+    return round(come)
 
 
 def _load(host: Host, guests: Sequence[Assignment], duration: int) -> _Load:

@@ -17,8 +17,9 @@ from sim.host import Guest, Host, Machine, Rows, Steps
 from sim.memory.access import groups
 from sim.memory.catalogue import Catalogue
 from sim.memory.guest import Activity, Vm
-from sim.memory.image import OWN, UNTOUCHED, ContentSpace, Domain
-from sim.memory.pages import BLOCK, Int32, Int64
+from sim.memory.image import OWN, UNTOUCHED, Captured, ContentSpace, Domain
+from sim.memory.pages import BLOCK, Int32, Int64, UInt8
+from sim.scale import has_huge_pages, samples_of, shrunk_vm
 from sim.units import HOUR, SECOND
 
 _KEPT: Final = (
@@ -43,33 +44,69 @@ class Member:
 
 
 class Kinds:
-    """What all hosts of one kind know of the guests that may come: their kinds, and their contents by number."""
+    """What all hosts know of the guests that may come: their kinds, and their contents by number."""
 
-    def __init__(self, host: Host, vms: Sequence[Vm], *, seed: int, duration: int, largest: int) -> None:
-        """Guests of these kinds, none of them with more memory than *largest* bytes."""
-        self.vms: Final = {vm.name: vm for vm in vms}
-        self.catalogue: Final = Catalogue(seed, duration, host.version)
+    def __init__(self, hosts: Sequence[Host], vms: Sequence[Vm], *, seed: int, duration: int, scale: int = 1) -> None:
+        """Guests of these kinds, as large as the largest host at most, each of whose pages stands for *scale* pages.
+
+        Hosts must keep the same guests apart: contents have one number on all of them.
+        """
+        self._scale = scale
+        self._hosts = hosts
+        self._real = {vm.name: vm for vm in vms}
+        self._samples = samples_of(vms, scale)
+        self._sized: dict[tuple[str, int], Vm] = {}
+        largest = max(host.memory for host in hosts) // PAGE_BYTES * PAGE_BYTES
+        self.catalogue: Final = Catalogue(seed, duration, hosts[0].version)
         members = []
-        for vm in sorted(vms, key=lambda each: each.name):
-            most = vm.model_copy(update={"memory": max(vm.memory, largest // PAGE_BYTES * PAGE_BYTES)})
-            members.append(Member(most, self.catalogue.space.domain(host.domain_of(vm, vm.name))))
+        for name, vm in sorted(self._real.items()):
+            domain = self.catalogue.space.domain(hosts[0].domain_of(vm, vm.name))
+            members.append(Member(self._shrunk(name, max(largest, vm.memory)), domain))
         self.catalogue.register(members)
+        self.vms: Final = {name: self._shrunk(name, vm.memory) for name, vm in self._real.items()}
         self.common: Final = self.catalogue.space.count
         """Contents from this number on are a guest's own."""
         self.own: Final = self.catalogue.contents - self.common
         """Most contents of one guest's own that stand several times in it."""
 
+    def _shrunk(self, kind: str, memory: int) -> Vm:
+        """A kind of guest with so much memory, in pages that stand for several."""
+        if (kind, memory) not in self._sized:
+            vm = self._real[kind].model_copy(update={"memory": memory})
+            huge = any(has_huge_pages(host, vm) for host in self._hosts)
+            self._sized[kind, memory] = shrunk_vm(vm, self._scale, self._samples, huge)
+        return self._sized[kind, memory]
+
     def vm_of(self, newcomer: Newcomer) -> Vm:
         """The kind of a guest with what is different in this one."""
-        vm = self.vms[newcomer.kind]
+        vm = self._shrunk(newcomer.kind, newcomer.memory or self._real[newcomer.kind].memory)
         changes: dict[str, Any] = {}
-        if newcomer.memory is not None:
-            changes["memory"] = newcomer.memory
         if newcomer.vcpus is not None:
             changes["vcpus"] = newcomer.vcpus
         if newcomer.levels:
             changes["activity"] = Activity(every=newcomer.every, levels=newcomer.levels, repeat=False)
         return vm.model_copy(update=changes) if changes else vm
+
+    def fingerprints(self) -> dict[str, UInt8]:
+        """The contents that guests of each kind start with and others may have too, a bit for each."""
+        found = {}
+        for name, vm in self.vms.items():
+            domain = copy(self.catalogue.space.domain(self._hosts[0].domain_of(self._real[name], name)))
+            domain.space = ContentSpace()
+            domain.space.count = self.common
+            image = vm.content
+            if isinstance(image, Captured):
+                contents = domain.captured(image.data_set_name, self.catalogue.captures[image.path].first)
+            else:
+                contents = image.contents(vm.memory, self.catalogue.places_of(vm), domain)
+            found[name] = self.bits(contents)
+        return found
+
+    def bits(self, contents: Int32) -> UInt8:
+        """Which contents that several guests may have are among these, a bit for each (`numpy.packbits`)."""
+        bits = np.zeros(self.common, np.bool_)
+        bits[contents[(contents >= 0) & (contents < self.common)]] = True
+        return np.packbits(bits)
 
 
 class Resident(Machine):
@@ -168,11 +205,10 @@ class Resident(Machine):
         self.walks.forget()
         return {name: int(values[0]) for name, values in walks.items()}
 
-    def contents_held(self) -> Int32:
-        """The contents that guests here hold and others may have too, each once."""
-        found = [np.unique(self.scanner.read(each.index)) for each in self.guests if each.running]
-        held = np.unique(np.concatenate(found)) if found else np.empty(0, np.int32)
-        return held[(held >= 0) & (held < self._kinds.common)]
+    def fingerprint(self) -> UInt8:
+        """The contents that guests here hold and others may have too, a bit for each."""
+        found = [self.scanner.read(each.index) for each in self.guests if each.running]
+        return self._kinds.bits(np.concatenate(found) if found else np.empty(0, np.int32))
 
     # --- storing --------------------------------------------------------------------------------------------------
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 
 from sim.datacenter.checkpoint import pack, unpack
+from sim.datacenter.crew import WINDOW
 from sim.datacenter.messages import REPORT, SUMMED, Answer, Ended, Int64, Order, Orders, UInt8
 from sim.datacenter.migration import Migration
 from sim.datacenter.resident import Kinds, Resident
 from sim.host import Host
 from sim.memory.guest import Vm
+from sim.scale import enlarged, enlarged_guest, enlarged_work, shrunk_host
 
-WINDOW: Final = 12
-"""Reports between two moments at which hosts can be stored."""
 _OVERHEAD: Final = ("ksmd", "source", "cow", "tlb", "kswapd", "reclaim", "swap")
-_LARGEST: Final = frozenset({
+LARGEST: Final = frozenset({
     "run", "pages_to_scan", "sleep_millisecs", "mem_state", "write_private_ns", "write_merged_ns",
     "write_latency_worst_ns",
 })  # fmt: skip
@@ -30,13 +30,14 @@ class Spec:
     """What a shard is made of: plain blocks, the same for every shard but for `numbers`."""
 
     hosts: Sequence[tuple[str, Host]]
-    """All hosts of the run by name, in the order of their numbers."""
+    """All hosts of the run by name, in the order of their numbers, as large as they are."""
     numbers: Sequence[int]
     """Those of this shard."""
     vms: Sequence[Vm]
     seed: int
     duration: int
     scale: int
+    """How many pages each page here stands for."""
     migration: Migration
     fingerprints: bool
     """Whether reports say what guests hold."""
@@ -57,13 +58,15 @@ class Shard:
         """All of them empty."""
         self._spec = spec
         self._kinds = kinds_of(spec)
+        self._hosts = _shrunk_hosts(spec)
         self._residents = {number: self._resident(number) for number in spec.numbers}
-        self._reports = 0
+        self._epochs = 0
 
     def _resident(self, number: int) -> Resident:
         spec = self._spec
-        name, host = spec.hosts[number]
-        smallest = min(vm.memory for vm in spec.vms)
+        name, real = spec.hosts[number]
+        host = self._hosts[real.name]
+        smallest = min(vm.memory for vm in self._kinds.vms.values())
         return Resident(
             host, name, number, self._kinds, seed=spec.seed, duration=spec.duration,
             guests=min(_SLOTS, 2 * host.memory // smallest + 4), migration=spec.migration, scale=spec.scale,
@@ -78,8 +81,8 @@ class Shard:
         for number, resident in busy.items():
             resident.follow(orders.until, told.get(number, ()))
         answer = self._answer(orders.report, busy.values())
-        self._reports += orders.report
-        if orders.report and self._reports % WINDOW == 0:
+        self._epochs += 1
+        if self._epochs % WINDOW == 0:
             for resident in self._residents.values():
                 resident.renew()
         return answer
@@ -91,7 +94,7 @@ class Shard:
     def _answer(self, report: bool, busy: Iterable[Resident]) -> Answer:
         ended, moved, events = [], [], []
         for resident in busy:
-            ended += resident.ended
+            ended += [self._enlarged(each) for each in resident.ended]
             moved += resident.moved
             events += resident.events
             resident.ended, resident.moved, resident.events = [], [], []
@@ -104,6 +107,9 @@ class Shard:
         order = np.argsort(numbers)
         sums = {name: _summed(table) for name, table in tables.items()}
         return Answer(numbers[order], rows[order], sums, ended, moved, events, self._fingerprints())
+
+    def _enlarged(self, ended: Ended) -> Ended:
+        return replace(ended, row=enlarged_guest(ended.row, self._spec.scale))
 
     def _by_kind(self) -> dict[str, list[Resident]]:
         kinds: dict[str, list[Resident]] = {}
@@ -119,42 +125,38 @@ class Shard:
         columns: dict[str, Any] = dict(residents[0]._columns(log, others))
         for name in reports[0][2]:
             columns[name] = np.array([walks[name] for _, _, walks in reports], np.int64)
+        columns = enlarged(columns, self._spec.scale)
         columns["overhead_cpu_ns"] = sum(np.asarray(columns[f"{part}_cpu_ns"]) for part in _OVERHEAD)
         return columns
 
     def _fingerprints(self) -> dict[int, UInt8]:
         if not self._spec.fingerprints:
             return {}
-        return {number: self._bits(resident) for number, resident in self._residents.items() if resident.running}
-
-    def _bits(self, resident: Resident) -> UInt8:
-        bits = np.zeros(self._kinds.common, np.bool_)
-        bits[resident.contents_held()] = True
-        return np.packbits(bits)
+        return {number: each.fingerprint() for number, each in self._residents.items() if each.running}
 
     def save(self) -> bytes:
-        """All that `restore` needs; only after a report that ends a window."""
-        saved: bytes = pack((self._reports, self._residents))
+        """All that `restore` needs; only after an epoch that ends a window."""
+        saved: bytes = pack((self._epochs, self._residents))
         return saved
 
     @classmethod
     def restore(cls, spec: Spec, saved: bytes) -> Shard:
         """A shard as it was when it was saved."""
         shard = cls.__new__(cls)
-        shard._spec, shard._kinds = spec, kinds_of(spec)
-        shard._reports, shard._residents = unpack(saved)
+        shard._spec, shard._kinds, shard._hosts = spec, kinds_of(spec), _shrunk_hosts(spec)
+        shard._epochs, shard._residents = unpack(saved)
         for resident in shard._residents.values():
             resident.attach(shard._kinds)
         return shard
 
     def finish(self) -> Tables:
         """What is known at the end."""
-        rows = [row for resident in self._residents.values() for row in resident.rows()]
+        rows = [self._enlarged(row) for resident in self._residents.values() for row in resident.rows()]
         work: dict[str, int] = {}
         for resident in self._residents.values():
             for name, times in resident.scanner.work_done().items():
                 work[name] = work.get(name, 0) + times
-        return Tables(rows, work)
+        return Tables(rows, enlarged_work(work, self._spec.scale))
 
 
 _SLOTS: Final = 64
@@ -163,10 +165,15 @@ _SLOTS: Final = 64
 
 def kinds_of(spec: Spec) -> Kinds:
     """What all hosts know of the guests that may come: none has more memory than the largest host."""
-    largest = max(host.memory for _, host in spec.hosts)
-    return Kinds(spec.hosts[0][1], spec.vms, seed=spec.seed, duration=spec.duration, largest=largest)
+    hosts = {host.name: host for _, host in spec.hosts}
+    return Kinds([*hosts.values()], spec.vms, seed=spec.seed, duration=spec.duration, scale=spec.scale)
+
+
+def _shrunk_hosts(spec: Spec) -> dict[str, Host]:
+    kinds = {host.name: host for _, host in spec.hosts}
+    return {name: shrunk_host(host, spec.scale) for name, host in kinds.items()}
 
 
 def _summed(table: Mapping[str, Int64]) -> Int64:
     """Over hosts, the sum or the largest of each of the columns SUMMED."""
-    return np.array([table[name].max() if name in _LARGEST else table[name].sum() for name in SUMMED], np.int64)
+    return np.array([table[name].max() if name in LARGEST else table[name].sum() for name in SUMMED], np.int64)

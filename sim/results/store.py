@@ -17,7 +17,7 @@ import pyarrow as pa
 from sim import document
 from sim.errors import MachineError, UserError, suggestion
 from sim.results.summary import Summary
-from sim.results.tables import TABLES, read_parquet, write_parquet
+from sim.results.tables import FLEET_TABLES, TABLES, read_parquet, write_parquet
 
 _COMPLETE = "_SUCCESS"
 _NEW = ".new-"
@@ -66,6 +66,10 @@ class Loaded:
     summary: Summary
     manifest: Mapping[str, Any]
     scenario: Mapping[str, Any]
+    fleet: pd.DataFrame | None = None
+    """Of a datacenter, what its control plane knew, a row for each epoch."""
+    hosts: pd.DataFrame | None = None
+    """Of a datacenter, a row for each host."""
 
 
 def write(result: Result, out: Path) -> Path:
@@ -96,7 +100,8 @@ def load(path: Path) -> Loaded:
     """
     folder = _run_folder(Path(path))
     try:
-        frames = {table: read_parquet(folder / f"{table}.parquet") for table in TABLES}
+        there = [table for table in FLEET_TABLES if (folder / f"{table}.parquet").exists()]
+        frames = {table: read_parquet(folder / f"{table}.parquet") for table in [*TABLES, *there]}
         summary, manifest = (json.loads((folder / f"{part}.json").read_text()) for part in ("summary", "manifest"))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{folder}: a file of this run is missing or damaged: {error}") from error
@@ -158,6 +163,9 @@ def _fill(folder: Path, result: Result) -> None:
     _write_json(folder / "manifest.json", result.manifest)
     for table in TABLES:
         write_parquet(table, getattr(result, table), folder / f"{table}.parquet")
+    for table in FLEET_TABLES:
+        if (data := getattr(result, table, None)) is not None:
+            write_parquet(table, data, folder / f"{table}.parquet")
     _write_json(folder / "summary.json", result.summary)
     (folder / _COMPLETE).touch()
 

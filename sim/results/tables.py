@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sim.columns import EVENTS, GUESTS, SAMPLES, Column
+from sim.columns import EVENTS, FLEET, GUESTS, HOSTS, SAMPLES, Column
 
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "samples": SAMPLES,
@@ -18,6 +18,11 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "events": EVENTS,
 }
 """Name of each table, which is its file name without `.parquet`, and its columns."""
+
+FLEET_TABLES: Mapping[str, tuple[Column, ...]] = {"fleet": FLEET, "hosts": HOSTS}
+"""The same for the tables that only a datacenter has."""
+
+_ALL = {**TABLES, **FLEET_TABLES}
 
 _ARROW = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
 _PANDAS = {"int64": "int64", "float64": "float64", "string": "str"}
@@ -28,7 +33,7 @@ def frame(table: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
     Raises KeyError when a row lacks a column.
     """
-    columns = TABLES[table]
+    columns = _ALL[table]
     return pd.DataFrame(
         {column.name: pd.Series([row[column.name] for row in rows], dtype=_PANDAS[column.dtype]) for column in columns}
     )
@@ -36,16 +41,16 @@ def frame(table: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def typed(table: str, data: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of `table` from a frame that has them, in their order and types."""
-    return data[[column.name for column in TABLES[table]]].astype(
-        {column.name: _PANDAS[column.dtype] for column in TABLES[table]}
+    return data[[column.name for column in _ALL[table]]].astype(
+        {column.name: _PANDAS[column.dtype] for column in _ALL[table]}
     )
 
 
 def partial(table: str, data: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of `table` in their order from a frame that lacks some, which are NaN, and strings empty."""
-    told = {column.name: data.get(column.name, "" if column.dtype == "string" else np.nan) for column in TABLES[table]}
+    told = {column.name: data.get(column.name, "" if column.dtype == "string" else np.nan) for column in _ALL[table]}
     whole = pd.DataFrame(told, index=data.index)
-    types = {column.name: _PANDAS[column.dtype] for column in TABLES[table] if whole[column.name].notna().all()}
+    types = {column.name: _PANDAS[column.dtype] for column in _ALL[table] if whole[column.name].notna().all()}
     return whole.astype(types)
 
 
@@ -54,7 +59,7 @@ def write_parquet(table: str, data: pd.DataFrame, path: Path) -> None:
 
     Raises ValueError when the columns of `data` are not those of `table`.
     """
-    schema = _schema(TABLES[table])
+    schema = _schema(_ALL[table])
     if list(data.columns) != schema.names:
         odd = sorted(set(data.columns) ^ set(schema.names)) or "their order"
         raise ValueError(f"table {table} does not have the columns of sim.columns: {odd}")

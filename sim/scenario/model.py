@@ -272,6 +272,12 @@ class Scenario(Block):
             if vm.fork_of:
                 remedy = "describe it as a guest of its own, or remove datacenter"
                 yield At(f"vms.{i}.fork_of", "a control plane places guests, not forks", remedy)
+            domains = [host.domain_of(vm, vm.name) for host in self.hosts]
+            if len(set(domains)) > 1:
+                yield At("hosts", f"keep the guests of vms.{i} apart in different ways", "give all one shares_between")
+            elif self.hosts[0].domain_of(vm, "another") != domains[0]:
+                said = "share with no guest but themselves on these hosts, and may move"
+                yield At(f"vms.{i}", said, "give them a tenant, or the hosts shares_between: all")
             if vm.huge_pages == "hugetlbfs":
                 yield At(f"vms.{i}.huge_pages", "a control plane does not count hugetlbfs", "write madvise or none")
             largest = max((host.memory for host in self._hosts_of(vm)), default=vm.memory)
