@@ -161,6 +161,14 @@ def test_guests_of_azure(tmp_path: Path) -> None:
         read(file, "azure", machine_id=9)
 
 
+def test_a_sliver_of_a_machine_is_a_page_and_a_processor(tmp_path: Path) -> None:
+    file = make.write_azure(tmp_path / "zone.sqlite", [(0, 0, 7, 0, 0.0, 1.0)])
+    with sqlite3.connect(file) as database:
+        database.execute("INSERT INTO vmType VALUES (9, 7, 0, 1e-12, 1e-15, 0, 0, 0)")
+    (guest,) = read(file, "azure")
+    assert (guest.memory, guest.vcpus) == (PAGE_BYTES, 1)
+
+
 def test_the_window_cuts_and_keeps_names(tmp_path: Path) -> None:
     folder = pods(tmp_path, "1000,1,0,100,0", "1000,1,50,70,50", "1000,1,80,300,80", "1000,1,200,300,200")
     cut = read(folder, "openb", begin="75s", end="200s")
