@@ -483,9 +483,8 @@ def trace(console: Console, path: Path, options: Sequence[str], as_hosts: bool) 
             console.say(line)
         console.data(_as_json({"hosts": kinds}) if console.json else dump({"hosts": kinds}).rstrip())
         return
-    with console.progress(path.name):
-        reading = Reading(recorded)
-        survey = reading.survey()
+    reading = Reading(recorded)
+    survey = reading.survey()
     console.data(_trace_json(reading, survey) if console.json else _trace_text(reading, survey))
 
 

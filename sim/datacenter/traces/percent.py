@@ -27,6 +27,7 @@ from sim.datacenter.traces.rows import (
     BadRow,
     Rows,
     fault,
+    listed,
     number,
     readable,
     shown,
@@ -75,21 +76,17 @@ def _in_folder(folder: Path) -> _Files:
     """Every file of a folder, in order of name."""
     if not folder.is_dir():
         raise fault(folder, "is no folder", "name the folder with a file for each guest")
-    try:
-        names = sorted(map(os.fsencode, os.listdir(folder)))
-    except OSError as error:
-        raise fault(folder, f"cannot be read: {error.strerror}", "check its rights") from None
-    files = [name for name in names if not os.path.isdir(os.path.join(os.fsencode(folder), name))]
+    inside = listed(folder)
+    files = [file for file in inside if not file.is_dir()]
     if not files:
-        days = ", ".join(shown(os.fsdecode(name)) for name in names[:3])
+        days = ", ".join(shown(file.name) for file in inside[:3])
         remedy = f"name one of the folders in it, such as {days}" if days else "unpack the trace there"
         raise fault(folder, "holds no files", remedy)
-    for name in files:
-        file = folder / os.fsdecode(name)
+    for file in files:
         with readable(file) as stream:
             if os.fstat(stream.fileno()).st_size > LARGEST_FILE:
                 raise fault(file, "is larger than 64MiB", "a file holds the samples of one guest, a line for each")
-            yield name, shown(file.name), stream
+            yield os.fsencode(file.name), shown(file.name), stream
 
 
 def _in_archive(file: Path) -> _Files:

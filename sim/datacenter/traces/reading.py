@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.datacenter.messages import NEVER, Newcomer
 from sim.datacenter.traces import azure, bitbrains, openb, percent
-from sim.datacenter.traces.rows import Rows, fault, readable, shown
+from sim.datacenter.traces.rows import Rows, fault, listed, readable, shown
 from sim.datacenter.traces.spool import Guest, Spool
 from sim.datacenter.traces.trace import Format, Trace
 from sim.document import Document
@@ -178,7 +178,7 @@ def _format_of_folder(folder: Path) -> Format:
         return "openb"
     if any((folder / name).is_file() for layout in bitbrains.LAYOUTS for name in layout):
         return "bitbrains"
-    for file in sorted(folder.iterdir()):
+    for file in listed(folder):
         if file.is_file():
             with readable(file) as stream:
                 columns = len(stream.read(1 << 12).partition(b"\n")[0].split())

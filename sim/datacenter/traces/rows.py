@@ -88,6 +88,14 @@ def fault(path: Path | str, message: str, remedy: str) -> UserError:
     return UserError(Problem(file=shown(path), message=message, remedy=remedy))
 
 
+def listed(folder: Path) -> list[Path]:
+    """What a folder holds, in order of name."""
+    try:
+        return sorted(folder.iterdir(), key=lambda file: os.fsencode(file.name))
+    except OSError as error:
+        raise fault(folder, f"cannot be read: {error.strerror}", "check its rights") from None
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[IO[bytes]]:
     """Open a plain file for reading; whatever keeps it from being read is the user's to mend."""

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from sim.datacenter.traces.rows import readable, shown
+from sim.datacenter.traces.rows import listed, readable, shown
 from sim.errors import At, Several, suggestion
 from sim.units import KIB, MINUTE, SECOND, Block, Bytes, Duration, Name, format_bytes, format_duration
 
@@ -97,7 +97,7 @@ class Trace(Block):
     def files(self) -> Iterator[Path]:
         """The files of the trace, in order of name."""
         if self.source.is_dir():
-            yield from sorted((each for each in self.source.iterdir() if each.is_file()), key=os.fsencode)
+            yield from (each for each in listed(self.source) if each.is_file())
         elif self.source.is_file():
             yield self.source
 
