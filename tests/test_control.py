@@ -276,7 +276,7 @@ def test_hosts_that_are_not_needed_are_emptied_at_night_and_switched_off_until_t
 def failing(**failures: Any) -> FakeFleet:
     asked = scenario(
         duration="4h",
-        vms=[WEB | {"count": 4, "lifetime": "2h"}],
+        vms=[WEB | {"count": 4, "lifetime": "2h"}, {"name": "late", "memory": "4GiB", "start": "2h", "lifetime": "1h"}],
         datacenter={"failures": {"hosts": [{"host": "node-0", "at": "31min"}], **failures}},
     )
     return FakeFleet(asked).run()
@@ -285,7 +285,7 @@ def failing(**failures: Any) -> FakeFleet:
 def test_guests_of_a_failed_host_start_elsewhere_for_the_rest_of_their_lives() -> None:
     fleet = failing(detection="2min")
 
-    again = ordered(fleet, Start)[4:]
+    *again, late = ordered(fleet, Start)[4:]
     assert [(each.host, each.guest.name, each.guest.lifetime) for each in again] == [
         (1, f"web-{number}~1", 89 * MINUTE) for number in range(4)
     ]
@@ -294,6 +294,7 @@ def test_guests_of_a_failed_host_start_elsewhere_for_the_rest_of_their_lives() -
     assert ordered(fleet, Fail) == [Fail(0, 31 * MINUTE)]
     metrics = fleet.plane.finish().metrics
     assert (metrics["host_failures"], metrics["guests_restarted"], metrics["guests_lost"]) == (1, 4, 0)
+    assert (late.host, fleet.plane.ledger.ended) == (0, 5), "the host that was repaired ends its guests as any other"
 
 
 def test_guests_are_lost_if_nobody_restarts_them() -> None:
