@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sim.columns import PAGE_BYTES
 from sim.errors import MachineError, UserError
 from sim.host import Machine, Report
-from sim.scale import enlarged, enlarged_guest, enlarged_work
+from sim.scale import COARSER, enlarged, enlarged_guest, enlarged_work, error_bars
 from sim.sizing import MOST_PAGES, Estimate, estimate
 from sim.units import about_bytes, about_duration
 
@@ -49,6 +49,43 @@ def run(scenario: Scenario, progress: Progress | None = None) -> Result:
     scale = check_size(scenario).scale
     digest = scenario.digest(package_version("overcommit"))
     began, cpu_began = time.perf_counter(), time.process_time()
+    tables = _simulate(scenario, scale, progress)
+    bars = {}
+    if scale > 1:
+        bars = error_bars(tables.summary, [_simulate(scenario, scale * times).summary for times in COARSER])
+    manifest = {
+        "engine": f"overcommit {package_version('overcommit')}",
+        "seed": scenario.seed,
+        "scale": scale,
+        **({"error": bars} if bars else {}),
+        "digest": digest,
+        "prices": {host.prices: host.price_set.digest() for host in scenario.hosts},
+        "versions": {package: package_version(package) for package in _PACKAGES},
+        "wall_s": round(time.perf_counter() - began, 3),
+        "cpu_s": round(time.process_time() - cpu_began, 3),
+        "peak_bytes": _kib("/proc/self/status", "VmHWM") * 1024,
+        "work": tables.work,
+    }
+    verdicts = [expectation.check(tables.summary) for expectation in scenario.expect]
+    return Result(
+        scenario, tables.samples, tables.scans, tables.guests, tables.events, manifest, tables.summary, verdicts
+    )
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What all hosts recorded."""
+
+    samples: pd.DataFrame
+    scans: pd.DataFrame
+    guests: pd.DataFrame
+    events: pd.DataFrame
+    summary: Summary
+    work: Mapping[str, int]
+
+
+def _simulate(scenario: Scenario, scale: int, progress: Progress | None = None) -> _Tables:
+    """Run every host with a page for each *scale* pages."""
     small = scenario.shrunk(scale)
     assignments, hosts = small.assignments(), small.host_names()
     reports: list[Report] = []
@@ -62,7 +99,7 @@ def run(scenario: Scenario, progress: Progress | None = None) -> Result:
             host, name, assignments[name], seed=scenario.seed, duration=scenario.duration,
             sample_every=scenario.sample_every, progress=tell,
         ).run(), scale))  # fmt: skip
-    return _result(scenario, scale, digest, reports, time.perf_counter() - began, time.process_time() - cpu_began)
+    return _tables(reports)
 
 
 def _enlarged(report: Report, scale: int) -> Report:
@@ -107,31 +144,15 @@ def _remedy(scenario: Scenario, available: int, otherwise: str) -> str:
     return otherwise
 
 
-def _result(
-    scenario: Scenario, scale: int, digest: str, reports: Sequence[Report], wall_s: float, cpu_s: float
-) -> Result:
+def _tables(reports: Sequence[Report]) -> _Tables:
     from sim.results import frame, summarise
 
     samples, scans = (_joined(table, [getattr(report, table) for report in reports]) for table in ("samples", "scans"))
     guests = frame("guests", [row for report in reports for row in report.guests])
     events = [row for report in reports for row in report.events]
     events.sort(key=lambda row: float(str(row["time_s"])))
-    summary = summarise(samples, scans, guests)
-    versions = {package: package_version(package) for package in _PACKAGES}
-    manifest = {
-        "engine": f"overcommit {versions['overcommit']}",
-        "seed": scenario.seed,
-        "scale": scale,
-        "digest": digest,
-        "prices": {host.prices: host.price_set.digest() for host in scenario.hosts},
-        "versions": versions,
-        "wall_s": round(wall_s, 3),
-        "cpu_s": round(cpu_s, 3),
-        "peak_bytes": _kib("/proc/self/status", "VmHWM") * 1024,
-        "work": {name: sum(report.work[name] for report in reports) for name in reports[0].work},
-    }
-    verdicts = [expectation.check(summary) for expectation in scenario.expect]
-    return Result(scenario, samples, scans, guests, frame("events", events), manifest, summary, verdicts)
+    work = {name: sum(report.work[name] for report in reports) for name in reports[0].work}
+    return _Tables(samples, scans, guests, frame("events", events), summarise(samples, scans, guests), work)
 
 
 def _joined(table: str, columns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
