@@ -123,6 +123,7 @@ SMALL_PAGES_COUNTERS: tuple[Column, ...] = (
 SAMPLES: tuple[Column, ...] = (
     TIME,
     HOST,
+    Column("hosts", "int64", "count", "hosts that the row sums up: of a datacenter all of a kind, whose name it has"),
     *KSM_COUNTERS,
     *KSM_SETTINGS,
     Column("ksmd_cpu_ns", "int64", "ns", "CPU time of ksmd: scan_cpu_ns + merge_cpu_ns", "/proc/PID/schedstat"),

@@ -1037,6 +1037,7 @@ class Machine:
             **dict.fromkeys((column.name for column in SAMPLES), np.zeros(len(log), np.int64)),
             **columns,
             "host": [self.name] * len(log),
+            "hosts": np.ones(len(log), np.int64),
             "guests_running": others[:, 1],
             "mem_total_bytes": np.full(len(log), self.host.memory),
             "mem_promised_bytes": others[:, 0],

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 from sim.columns import PAGE_BYTES
 from sim.errors import MachineError, UserError
 from sim.host import Machine, Report
-from sim.scale import enlarged, enlarged_guest, enlarged_work
+from sim.scale import COARSER, enlarged, enlarged_guest, enlarged_work, error_bars
 from sim.sizing import MOST_PAGES, Estimate, estimate
 from sim.units import about_bytes, about_duration
 
@@ -41,9 +41,23 @@ class Result:
     summary: Summary
     verdicts: Sequence[Verdict]
     fleet: pd.DataFrame | None = None
-    """Of a datacenter, what its control plane knows, a row for each epoch."""
+    """Of a datacenter, what its control plane knew, a row for each epoch."""
     hosts: pd.DataFrame | None = None
     """Of a datacenter, a row for each host."""
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What all hosts recorded."""
+
+    samples: pd.DataFrame
+    scans: pd.DataFrame
+    guests: pd.DataFrame
+    events: pd.DataFrame
+    summary: Summary
+    work: Mapping[str, int]
+    fleet: pd.DataFrame | None = None
+    hosts: pd.DataFrame | None = None
 
 
 def run(
@@ -55,9 +69,65 @@ def run(
     the same. Raises MachineError if this machine's memory cannot hold it, UserError if the cluster cannot be reached.
     """
     scale = check_size(scenario).scale
-    clock = _Clock()
+    wall_began, cpu_began = time.perf_counter(), _cpu_s()
+    bars = {}
     if scenario.datacenter:
-        return _run_fleet(scenario, scale, clock, progress, jobs, cluster)
+        tables = _simulate_fleet(scenario, scale, progress, jobs, cluster)
+    else:
+        tables = _simulate(scenario, scale, progress)
+        if scale > 1:
+            bars = error_bars(tables.summary, [_simulate(scenario, scale * times).summary for times in COARSER])
+    versions = {package: package_version(package) for package in _PACKAGES}
+    manifest = {
+        "engine": f"overcommit {versions['overcommit']}",
+        "seed": scenario.seed,
+        "scale": scale,
+        **({"error": bars} if bars else {}),
+        "digest": scenario.digest(versions["overcommit"]),
+        "prices": {host.prices: host.price_set.digest() for host in scenario.hosts},
+        "versions": versions,
+        "wall_s": round(time.perf_counter() - wall_began, 3),
+        "cpu_s": round(_cpu_s() - cpu_began, 3),
+        "peak_bytes": _kib("/proc/self/status", "VmHWM") * 1024,
+        "work": tables.work,
+    }
+    return Result(
+        scenario, tables.samples, tables.scans, tables.guests, tables.events, manifest, tables.summary,
+        [expectation.check(tables.summary) for expectation in scenario.expect], tables.fleet, tables.hosts,
+    )  # fmt: skip
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _simulate_fleet(
+    scenario: Scenario, scale: int, progress: Progress | None, jobs: int, cluster: str | None
+) -> _Tables:  # fmt: skip
+    """Run a datacenter with a page for each *scale* pages."""
+    import pandas as pd
+
+    from sim.datacenter.fleet import simulate
+    from sim.results import frame, partial, summarise
+
+    def tell(now: int, what: str) -> None:
+        if progress:
+            progress(now / scenario.duration, f"{what} at {about_duration(now)}")
+
+    found = simulate(scenario, scale, jobs, cluster, tell)
+    samples, scans = partial("samples", pd.DataFrame(found.samples)), frame("scans", [])
+    guests, events = frame("guests", found.guests), [*found.events, *found.plane.events]
+    events.sort(key=lambda row: float(str(row["time_s"])))
+    return _Tables(
+        samples, scans, guests, frame("events", events), {**summarise(samples, scans, guests), **found.metrics}, found.work,
+        frame("fleet", found.plane.fleet), frame("hosts", found.plane.hosts),
+    )  # fmt: skip
+
+
+def _simulate(scenario: Scenario, scale: int, progress: Progress | None = None) -> _Tables:
+    """Run every host with a page for each *scale* pages."""
     small = scenario.shrunk(scale)
     assignments, hosts = small.assignments(), small.host_names()
     reports: list[Report] = []
@@ -71,30 +141,7 @@ def run(
             host, name, assignments[name], seed=scenario.seed, duration=scenario.duration,
             sample_every=scenario.sample_every, progress=tell,
         ).run(), scale))  # fmt: skip
-    samples, scans = (_joined(table, [getattr(report, table) for report in reports]) for table in ("samples", "scans"))
-    guests = [row for report in reports for row in report.guests]
-    events = [row for report in reports for row in report.events]
-    work = {name: sum(report.work[name] for report in reports) for name in reports[0].work}
-    return _result(scenario, _Told(samples, scans, guests, events, work), _manifest(scenario, scale, clock))
-
-
-def _run_fleet(
-    scenario: Scenario, scale: int, clock: _Clock, progress: Progress | None, jobs: int, cluster: str | None
-) -> Result:
-    import pandas as pd
-
-    from sim.datacenter.fleet import simulate
-    from sim.results import frame, partial
-
-    def tell(now: int, what: str) -> None:
-        if progress:
-            progress(now / scenario.duration, f"{what} at {about_duration(now)}")
-
-    found = simulate(scenario, scale, jobs, cluster, tell)
-    samples = partial("samples", pd.DataFrame(found.samples))
-    told = _Told(samples, frame("scans", []), found.guests, [*found.events, *found.plane.events], found.work)
-    result = _result(scenario, told, _manifest(scenario, scale, clock), found.plane.metrics)
-    return replace(result, fleet=frame("fleet", found.plane.fleet), hosts=frame("hosts", found.plane.hosts))
+    return _tables(reports)
 
 
 def _enlarged(report: Report, scale: int) -> Report:
@@ -139,60 +186,15 @@ def _remedy(scenario: Scenario, available: int, otherwise: str) -> str:
     return otherwise
 
 
-class _Clock:
-    """How long a run takes."""
-
-    def __init__(self) -> None:
-        self._began = time.perf_counter(), _cpu_s()
-
-    def taken(self) -> dict[str, float]:
-        """Seconds so far: by the wall, and of CPU in this process and those that it waited for."""
-        wall, cpu = self._began
-        return {"wall_s": round(time.perf_counter() - wall, 3), "cpu_s": round(_cpu_s() - cpu, 3)}
-
-
-def _cpu_s() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
-@dataclass(frozen=True)
-class _Told:
-    """What a run found, before it is put together."""
-
-    samples: pd.DataFrame
-    scans: pd.DataFrame
-    guests: Sequence[Mapping[str, object]]
-    events: list[Mapping[str, object]]
-    work: Mapping[str, int]
-
-
-def _manifest(scenario: Scenario, scale: int, clock: _Clock) -> dict[str, Any]:
-    versions = {package: package_version(package) for package in _PACKAGES}
-    return {
-        "engine": f"overcommit {versions['overcommit']}",
-        "seed": scenario.seed,
-        "scale": scale,
-        "digest": scenario.digest(versions["overcommit"]),
-        "prices": {host.prices: host.price_set.digest() for host in scenario.hosts},
-        "versions": versions,
-        **clock.taken(),
-        "peak_bytes": _kib("/proc/self/status", "VmHWM") * 1024,
-    }
-
-
-def _result(
-    scenario: Scenario, told: _Told, manifest: Mapping[str, Any], others: Mapping[str, int | float | None] | None = None
-) -> Result:
-    """*others* are metrics that the tables of hosts do not tell."""
+def _tables(reports: Sequence[Report]) -> _Tables:
     from sim.results import frame, summarise
 
-    guests = frame("guests", told.guests)
-    events = sorted(told.events, key=lambda row: float(str(row["time_s"])))
-    summary = summarise(told.samples, told.scans, guests) | dict(others or {})
-    verdicts = [expectation.check(summary) for expectation in scenario.expect]
-    manifest = {**manifest, "work": told.work}
-    return Result(scenario, told.samples, told.scans, guests, frame("events", events), manifest, summary, verdicts)
+    samples, scans = (_joined(table, [getattr(report, table) for report in reports]) for table in ("samples", "scans"))
+    guests = frame("guests", [row for report in reports for row in report.guests])
+    events = [row for report in reports for row in report.events]
+    events.sort(key=lambda row: float(str(row["time_s"])))
+    work = {name: sum(report.work[name] for report in reports) for name in reports[0].work}
+    return _Tables(samples, scans, guests, frame("events", events), summarise(samples, scans, guests), work)
 
 
 def _joined(table: str, columns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -406,6 +406,34 @@ def _kept(capture: Capture, last: Ints, common: Ints, rank: Ints, scale: int) ->
     return np.sort(np.concatenate([chosen, empty[spread]]))
 
 
+# --- how far it may be off -------------------------------------------------------------------------------------------
+
+COARSER: Final = (2, 4)
+"""How much larger the scales are of the runs that tell how far a run may be off."""
+CHECKED: Final = (
+    "consolidation_ratio", "consolidation_ratio_mean", "saved_bytes", "mem_used_bytes", "cpu_overhead_percent",
+    "cpu_scan_percent", "cpu_merge_percent", "cpu_swap_percent", "cpu_cow_percent", "cpu_tlb_percent",
+    "ksmd_cpu_percent", "scan_time_s", "stall_percent", "pswpin", "pswpout",
+)  # fmt: skip
+"""Metrics that have an error bar."""
+
+
+def error_bars(summary: Mapping[str, Any], coarser: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How far the metrics of a run may be off, each in its unit, by those of the same run at COARSER scales.
+
+    What rounding and frames for single contents do grows with the scale: at twice the scale it is as much again. What
+    chance does grows with its root, so twice the scale has more than this run too. At four times the scale both are at
+    least twice as much again, and the larger of the two estimates counts.
+    """
+    bars = {}
+    for name in CHECKED:
+        values = [each[name] for each in (summary, *coarser)]
+        if None not in values:
+            own, double, fourfold = values
+            bars[name] = float(max(abs(double - own), abs(fourfold - own) / 2))
+    return bars
+
+
 # --- what is larger --------------------------------------------------------------------------------------------------
 
 _COUNTS: Final = {

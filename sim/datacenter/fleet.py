@@ -13,7 +13,7 @@ from sim.datacenter.blocks import Datacenter
 from sim.datacenter.control import ControlPlane, Question
 from sim.datacenter.crew import WINDOW, Crew, split
 from sim.datacenter.ledger import Tables
-from sim.datacenter.messages import SUMMED, Answer, Ended, Int64, Order, Orders, UInt8
+from sim.datacenter.messages import REPORT, SUMMED, Answer, Ended, Int64, Order, Orders, UInt8
 from sim.datacenter.shard import LARGEST, Shard, Spec, kinds_of
 from sim.datacenter.shard import Tables as ShardTables
 from sim.units import SECOND
@@ -21,6 +21,7 @@ from sim.units import SECOND
 Progress = Callable[[int, str], None]
 """Told the simulated time (ns), and what is going on."""
 
+_FREE: Final = REPORT.index("mem_free_bytes")
 _LARGEST: Final = np.array([name in LARGEST for name in SUMMED])
 
 
@@ -34,6 +35,8 @@ class Found:
     events: Sequence[Mapping[str, object]]
     work: Mapping[str, int]
     plane: Tables
+    metrics: Mapping[str, int | float | None]
+    """Figures that the tables do not tell."""
 
 
 def simulate(
@@ -69,12 +72,14 @@ def simulate(
             if progress:
                 progress(now, f"{len(plane.guests):,} guests on {len(spec.hosts):,} hosts")
         last = crew.finish()
+    tables = plane.finish()
     return Found(
         samples=heard.samples(),
         guests=heard.guests([row for tables in last for row in tables.guests]),
         events=heard.events,
         work=_added(tables.work for tables in last),
-        plane=plane.finish(),
+        plane=tables,
+        metrics={**tables.metrics, "mem_free_min_bytes": heard.least_free},
     )
 
 
@@ -112,6 +117,8 @@ class _Heard:
         self._rows: list[Int64] = []
         self._ended: list[Ended] = []
         self.events: list[Mapping[str, object]] = []
+        self.least_free: int | None = None
+        """Free memory (bytes) of any host in any report, at the least."""
 
     def take(self, now: int, answers: Sequence[Answer]) -> None:
         """Take the answers of all shards for one epoch."""
@@ -119,6 +126,8 @@ class _Heard:
         self._ended += sorted(ended, key=_when)
         events = [event for answer in answers for event in answer.events]
         self.events += sorted(events, key=lambda event: (event["time_s"], event["host"], event["guest"]))
+        free = [int(answer.reports[:, _FREE].min()) for answer in answers if len(answer.reports)]
+        self.least_free = min([*free, *([] if self.least_free is None else [self.least_free])], default=None)
         for kind in self._kinds:
             rows = [answer.sums[kind] for answer in answers if kind in answer.sums]
             if rows:

@@ -340,6 +340,7 @@ def _told(scenario: Scenario, lives: _Lives, rows: pd.DataFrame) -> pd.DataFrame
     told = rows[["time_s", *(name for name in _TOLD if name in rows)]]
     return told.assign(
         host=scenario.host_names()[0][1],
+        hosts=1,
         guests_running=figures.sum(axis=0),
         mem_promised_bytes=np.array(sizes, np.int64) @ figures,
         mem_total_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),

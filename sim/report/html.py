@@ -16,7 +16,7 @@ from sim.columns import COUNTER_METRICS, HEADLINES, Metric
 from sim.report import pictures
 from sim.report.markup import Markup, figure, table, tag
 from sim.report.style import COLOURS, RC, Colour
-from sim.report.words import amount, conclusion
+from sim.report.words import amount, conclusion, measured, uncertainty
 from sim.results import Result
 from sim.results.store import explained
 from sim.results.summary import Summary
@@ -182,9 +182,12 @@ def _sections(result: Judged, resolved: Mapping[str, Any], drawn: Sequence[Marku
     yield tag("h1", result.scenario.name)
     yield tag("p", resolved.get("description") or "", class_="about")
     yield tag("p", conclusion(result.samples, result.guests, result.summary), class_="conclusion")
+    bars = result.manifest.get("error", {})
+    if bars:
+        yield tag("p", uncertainty(result.manifest["scale"], bars, result.summary))
     if result.verdicts:
         yield section("Expectations", _expectations(result.verdicts))
-    yield section("Headline figures", _metrics(HEADLINES, result.summary, "What the run comes to"))
+    yield section("Headline figures", _metrics(HEADLINES, result.summary, "What the run comes to", bars))
     yield from drawn
     if not result.guests.empty:
         yield section("Guests", _guests(result.guests))
@@ -206,8 +209,11 @@ def details(title: str, content: Markup) -> Markup:
     return tag("details", tag("summary", title), tag("div", content, class_="wide"))
 
 
-def _metrics(metrics: Sequence[Metric], summary: Summary, caption: str) -> Markup:
-    rows = [(metric.name, amount(summary[metric.name], metric.unit), metric.meaning) for metric in metrics]
+def _metrics(metrics: Sequence[Metric], summary: Summary, caption: str, bars: Mapping[str, float] = {}) -> Markup:
+    rows = [
+        (metric.name, measured(summary[metric.name], bars.get(metric.name), metric.unit), metric.meaning)
+        for metric in metrics
+    ]
     return table(("metric", "value", "meaning"), rows, caption)
 
 

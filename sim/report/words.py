@@ -1,6 +1,6 @@
 """Figures of a run in words: amounts with units and the conclusion in one sentence."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -27,6 +27,21 @@ def amount(value: Value, unit: str) -> str:
             return f"{value:,}"
         case _:
             return f"{value:.3g}"
+
+
+def measured(value: Value, bar: float | None, unit: str) -> str:
+    """Write a value with how far it may be off, where that is known."""
+    return amount(value, unit) if bar is None else f"{amount(value, unit)} ± {amount(bar, unit)}"
+
+
+def uncertainty(scale: int, bars: Mapping[str, float], summary: Summary) -> str:
+    """Say how far the two figures that matter most may be off because pages stand for others."""
+    figures = [("consolidation_ratio", "ratio"), ("cpu_overhead_percent", "%")]
+    said = [f"{name} {measured(summary[name], bars[name], unit)}" for name, unit in figures if name in bars]
+    return (
+        f"Each simulated page stands for {scale:,} pages: {listed(said)}. "
+        "How far a figure may be off is told by runs at twice and four times that scale."
+    )
 
 
 def conclusion(samples: pd.DataFrame, guests: pd.DataFrame, summary: Summary) -> str:

@@ -91,11 +91,16 @@ def _cpu(samples: pd.DataFrame) -> Summary:
         "cpu_merge_percent": share["merge"],
         "cpu_swap_percent": swapping,
         "cpu_cow_percent": share["cow"],
-        "stall_percent": float((last["psi_some_ns"] / last["time_s"]).mean()) / 1e7,
-        "stall_full_percent": float((last["psi_full_ns"] / last["time_s"]).mean()) / 1e7,
+        "stall_percent": _of_each(last, "psi_some_ns"),
+        "stall_full_percent": _of_each(last, "psi_full_ns"),
         "cpu_tlb_percent": share["tlb"],
-        "ksmd_cpu_percent": float((last["ksmd_cpu_ns"] / last["time_s"]).mean()) / 1e7,
+        "ksmd_cpu_percent": _of_each(last, "ksmd_cpu_ns"),
     }
+
+
+def _of_each(last: pd.DataFrame, name: str) -> float:
+    """Percent of the time, on average over hosts, of a counter in ns."""
+    return float((last[name] / last["time_s"]).sum(skipna=False)) / float(last["hosts"].sum()) / 1e7
 
 
 def _speed(samples: pd.DataFrame) -> Summary:
