@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sim.scenario import Scenario
     from sim.scenario.expect import Verdict
     from sim.study import Plan, Swept
+    from sim.study.checks import Checked, Finding
     from sim.study.figures import Agenda
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -214,7 +215,19 @@ _out_option = click.option(
 _report_option = click.option(
     "--report/--no-report", "with_report", default=True, help="Also draw pictures and report.html."
 )
+_jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), help="Processes at once; as many as processors unless given."
+)
 _file_argument = click.argument("file", type=click.Path(path_type=Path))
+
+
+def _shard(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int]:
+    """Number of a part, and how many parts there are, of an option such as 1/4."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", value or "1/1")
+    number, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= parts:
+        raise click.BadParameter(f"{value} is no part; write 1/4 for the first of four", ctx, option)
+    return number, parts
 
 
 def _show_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
@@ -275,7 +288,7 @@ def _keep(result: Result | Replay, out: Path, with_report: bool, console: Consol
         from sim.report import write as write_report
 
         write_report(result, console.kept)
-    met = all(verdict.met for verdict in result.verdicts)
+    met = not any(verdict.failed for verdict in result.verdicts)
     console.data(_run_json(result, console.kept, met) if console.json else _run_text(result, console))
     return 0 if met else EXIT_UNMET
 
@@ -284,7 +297,7 @@ def _keep(result: Result | Replay, out: Path, with_report: bool, console: Consol
 @_file_argument
 @_set_option
 @_seed_option
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; as many as processors unless given.")
+@_jobs_option
 @_out_option
 @_report_option
 @_talks
@@ -323,9 +336,73 @@ def sweep(
 
 
 @main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_jobs_option
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit XML for a CI server.")
+@click.option("--github", is_flag=True, help="Print workflow commands, which GitHub shows beside the lines.")
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), metavar="DIR", help="Compare all metrics with those in DIR."
+)
+@click.option("--update", is_flag=True, help="Write the metrics to the baseline instead.")
+@click.option("--shard", callback=_shard, metavar="I/N", help="Check only the I-th of N parts of the files.")
+@click.option("--exit-zero", is_flag=True, help="End with 0 also if something is not met.")
+@_out_option
+@_talks
+@click.pass_obj
+def check(
+    console: Console,
+    paths: Sequence[Path],
+    jobs: int | None,
+    junit: Path | None,
+    github: bool,
+    baseline: Path | None,
+    update: bool,
+    shard: tuple[int, int],
+    exit_zero: bool,
+    out: Path,
+) -> int:
+    """Check the expectations of scenario PATHS, or of all in a folder, and tell actual values and margins.
+
+    What stands under `expect` must be met, what stands under `warn` should be. A metric without data is not met. With
+    replications, each is held to it and the worst is told. Runs that have a result already are not run again.
+    """
+    from sim.results import junit as xml
+    from sim.study import checks
+
+    if update and not baseline:
+        raise UserError("--update writes a baseline; say where with --baseline DIR")
+    files = checks.shard(dict.fromkeys(_scenario_files(paths)), *shard)
+    for folder in (out, *([junit.parent] if junit else []), *([baseline] if baseline else [])):
+        _refuse_unwritable(folder)
+    console.kept_so_far = "the runs that are done are kept; the same command goes on from there"
+    compared = checks.Baseline(baseline, update) if baseline else None
+    with console.progress("check") as progress:
+        found = checks.check_all(files, out, jobs, compared, progress)
+    said = {finding: _finding_text(finding) for each in found for finding in each.findings}
+    if junit:
+        from sim.results.store import explained
+
+        with explained(junit):
+            junit.write_text(xml.document([checks.suite(each, said) for each in found]), encoding="utf-8")
+    if github:
+        for each in found:
+            for finding in each.findings:
+                if finding.state != "met":
+                    click.echo(checks.command(each.file, finding, said[finding]), err=console.json)
+    worst = max((each.exit_code for each in found), default=0)
+    code = 0 if exit_zero and worst == EXIT_UNMET else worst
+    if console.json:
+        rows = [row for each in found for row in checks.rows(each)]
+        console.data(_as_json({"met": worst == 0, "exit_code": code, "findings": rows}))
+    else:
+        console.data(_checks_text(found, said, code, console))
+    return code
+
+
+@main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_set_option
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; as many as processors unless given.")
+@_jobs_option
 @click.option("--write", "page", type=click.Path(path_type=Path), help="Write PAGE.md with the table of all figures.")
 @_out_option
 @_talks
@@ -740,6 +817,43 @@ def _sweep_text(swept: Swept, console: Console) -> str:
     return "\n\n".join([conclusion(swept), _table(rows(swept)), str(swept.folder)])
 
 
+def _finding_text(finding: Finding) -> str:
+    """What was found, in words: actual value and margin, or why there is none."""
+    from sim.report.words import amount
+
+    if finding.state == "failed" or finding.what == "baseline":
+        return finding.text
+    told = [f"actual {amount(finding.actual, finding.unit)}"]
+    if finding.margin is not None:
+        how = "moved by" if finding.state == "moved" else "margin"
+        told.append(f"{how} {amount(finding.margin, finding.unit)}")
+    return ", ".join([*filter(None, [finding.text]), *told])
+
+
+def _checks_text(found: Sequence[Checked], said: Mapping[Finding, str], code: int, console: Console) -> str:
+    """Return each scenario with what was found, and last the sum of it and the exit code."""
+    findings = [finding for each in found for finding in each.findings]
+    counts = {state: sum(each.state == state and each.fails for each in findings) for state in _UNMET_STATES}
+    warnings = sum(each.state != "met" and not each.fails for each in findings)
+    met = sum(each.state == "met" for each in findings)
+    sums = [f"{met:,} met", *(f"{count:,} {state}" for state, count in counts.items() if count)]
+    sums += [f"{warnings:,} only warned of"] if warnings else []
+    silent = sum(not each.findings for each in found)
+    sums += [f"{silent:,} files expect nothing"] if silent else []
+    end = f"{len(found):,} {'file' if len(found) == 1 else 'files'}: {', '.join(sums)}; exit code {code}"
+    shown = [each for each in found if each.findings and not (console.quiet and each.exit_code == 0)]
+    blocks = [f"{each.file}\n{_table(_finding_row(one, said[one]) for one in each.findings)}" for each in shown]
+    return "\n\n".join([*blocks, end])
+
+
+_UNMET_STATES = ("not met", "no data", "moved", "failed")
+
+
+def _finding_row(finding: Finding, said: str) -> Sequence[str]:
+    state = "met" if finding.state == "met" else finding.state.upper() if finding.fails else "warning"
+    return f"  {state}", finding.what, said
+
+
 def _calibration_json(found: Calibration, file: Path) -> str:
     prices = found.prices.model_dump(mode="json", exclude_defaults=True)
     told = {"errors": dict(found.errors), "together": list(found.together), "missing": dict(found.missing)}
@@ -824,7 +938,8 @@ def _verdict_row(verdict: Verdict) -> Sequence[str]:
 
     metric: Metric = Expectation.parse(verdict.expectation).metric
     actual, margin = amount(verdict.actual, metric.unit), amount(verdict.margin, metric.unit)
-    return "met" if verdict.met else "NOT MET", verdict.expectation, f"actual {actual}", f"margin {margin}"
+    unmet = "NOT MET" if verdict.severity == "error" else "warning"
+    return "met" if verdict.met else unmet, verdict.expectation, f"actual {actual}", f"margin {margin}"
 
 
 def _table(rows: Iterable[Sequence[str]]) -> str:

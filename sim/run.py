@@ -89,7 +89,7 @@ def _result(scenario: Scenario, digest: str, reports: Sequence[Report], wall_s: 
     guests = frame("guests", [row for report in reports for row in report.guests])
     events = [row for report in reports for row in report.events]
     events.sort(key=lambda row: float(str(row["time_s"])))
-    summary = summarise(samples, scans, guests)
+    summary = summarise(samples, scans, guests, scenario.window)
     versions = {package: package_version(package) for package in _PACKAGES}
     manifest = {
         "engine": f"overcommit {versions['overcommit']}",
@@ -102,7 +102,7 @@ def _result(scenario: Scenario, digest: str, reports: Sequence[Report], wall_s: 
         "peak_bytes": _kib("/proc/self/status", "VmHWM") * 1024,
         "work": {name: sum(report.work[name] for report in reports) for name in reports[0].work},
     }
-    verdicts = [expectation.check(summary) for expectation in scenario.expect]
+    verdicts = scenario.judge(summary)
     return Result(scenario, samples, scans, guests, frame("events", events), manifest, summary, verdicts)
 
 

@@ -19,7 +19,7 @@ MOST_POINTS: Final = 10_000
 UNCHANGED: Final = "as written"
 """What stands for an axis of alternatives at a point that takes none of them."""
 _SWEEP: Final = "sweep"
-DERIVED: Final = (_SWEEP, "published")
+DERIVED: Final = (_SWEEP, "published", "replications")
 """What makes further runs of a scenario; those runs do not have it."""
 FIXED: Final = (*DERIVED, "name")
 """What all points have in common: they are one study, in one folder."""

@@ -194,7 +194,7 @@ def _table(todo: Plan, failures: Mapping[str, Failure]) -> pd.DataFrame:
     columns["digest"] = list(todo.digests)
     columns["error"] = [failures[digest].text if digest in failures else "" for digest in todo.digests]
     columns["met"] = [
-        summary is not None and all(each.check(summary).met for each in point.scenario.expect)
+        summary is not None and not any(each.failed for each in point.scenario.judge(summary))
         for point, summary in zip(points, summaries, strict=True)
     ]
     for metric in METRICS:
