@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sim.scenario.expect import Verdict
     from sim.study import Plan, Swept
     from sim.study.checks import Checked, Finding
+    from sim.study.comparison import Comparison, Difference
     from sim.study.figures import Agenda
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -272,6 +273,8 @@ def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None
         console.say(
             f"this runs the scenario as it stands; its sweep of {len(scenario.points):,} points: overcommit sweep"
         )
+    elif scenario.replications > 1:
+        console.say(f"this runs the scenario once; its {scenario.replications:,} replications: overcommit sweep")
     if console.verbose:
         console.say(_table(estimate(scenario).rows()))
     with console.progress(scenario.name) as progress:
@@ -326,13 +329,70 @@ def sweep(
     with console.progress(scenario.name) as progress:
         swept = run_points(todo, progress)
     console.kept = swept.folder
-    if with_report:
+    if with_report and swept.axes:
         from sim.report.sweep_page import write
 
         write(swept)
     console.data(_sweep_json(swept) if console.json else _sweep_text(swept, console))
     unmet = 0 if swept.table["met"].all() else EXIT_UNMET
     return max([unmet, *(failure.exit_code for failure in swept.failures.values())])
+
+
+@main.command(name="compare")
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", required=False, type=click.Path(path_type=Path))
+@click.option("--a", "first_set", multiple=True, metavar="PATH=VALUE", help="Replace one value of the first.")
+@click.option("--b", "second_set", multiple=True, metavar="PATH=VALUE", help="Replace one value of the second.")
+@click.option("--replications", type=click.IntRange(1, 1000), help="Runs of each; what the scenarios say unless given.")
+@click.option(
+    "--metric", "metrics", multiple=True, metavar="NAME", help="Compare this metric; all headlines otherwise."
+)
+@_jobs_option
+@_out_option
+@_talks
+@click.pass_obj
+def compare_runs(
+    console: Console,
+    first: Path,
+    second: Path | None,
+    first_set: Sequence[str],
+    second_set: Sequence[str],
+    replications: int | None,
+    metrics: Sequence[str],
+    jobs: int | None,
+    out: Path,
+) -> int:
+    """Compare two scenarios, or results, and say which differences are real.
+
+    FIRST and SECOND are scenario files or folders of results; without SECOND the same scenario with other settings.
+    Runs are paired by seed, so that both met the same random numbers. Exit code 1 says that a difference is real.
+    """
+    from sim.study import comparison
+    from sim.study.comparison import Side
+
+    if second is None and not (first_set or second_set):
+        raise UserError("there is nothing to compare with; name a second scenario, or settings with --b path=value")
+    _refuse_unwritable(out)
+
+    def side(path: Path, sets: Sequence[str]) -> Side:
+        from sim.scenario import load
+
+        if path.is_dir():
+            if sets or replications:
+                raise UserError(f"{path}: is a result, which no setting changes; name its scenario file")
+            return comparison.kept(path)
+        more = [f"replications={replications}"] if replications else []
+        with console.progress(str(path)) as progress:
+            name = " ".join([str(path), *sets])
+            return comparison.side(load(path, [*sets, *more]), name, out, jobs, progress)
+
+    console.kept_so_far = "the runs that are done are kept; the same command goes on from there"
+    found = comparison.compare(side(first, first_set), side(second or first, second_set), metrics)
+    if console.json:
+        console.data(_as_json(comparison.told(found)))
+    else:
+        console.data(_comparison_text(found, console))
+    return EXIT_UNMET if any(each.real for each in found.differences) else 0
 
 
 @main.command()
@@ -781,10 +841,10 @@ def _run_text(result: Result | Replay, console: Console) -> str:
 def _plan_text(todo: Plan) -> str:
     from sim.units import SECOND, about_duration
 
-    points = len(todo.digests)
-    text = f"{points:,} points"
-    if len(todo.left) < points:
-        text += f", {points - len(todo.left):,} of them known"
+    points, runs = len(todo.digests), len({digest for replicas in todo.replicas for digest in replicas})
+    text = f"{points:,} points" if todo.scenario.replications == 1 else f"{points:,} points in {runs:,} runs"
+    if len(todo.left) < runs:
+        text += f", {runs - len(todo.left):,} of them known"
     if todo.left:
         text += f"; about {about_duration(todo.cpu_seconds * SECOND)} of CPU time in {todo.jobs} processes"
     return text
@@ -804,7 +864,10 @@ def _sweep_json(swept: Swept) -> str:
     from sim.report.sweep_page import conclusion
 
     points = swept.table.astype(object).where(swept.table.notna(), None).to_dict("records")
-    told = {"result": str(swept.folder), "conclusion": conclusion(swept), "axes": list(swept.axes), "points": points}
+    said = conclusion(swept) if swept.axes else _intervals_text(swept)
+    told = {"result": str(swept.folder), "conclusion": said, "axes": list(swept.axes), "points": points}
+    if swept.intervals is not None:
+        told["intervals"] = swept.intervals.replace([float("inf"), float("-inf")], None).to_dict("records")
     return _as_json(told)
 
 
@@ -814,7 +877,61 @@ def _sweep_text(swept: Swept, console: Console) -> str:
 
     if console.quiet:
         return str(swept.folder)
-    return "\n\n".join([conclusion(swept), _table(rows(swept)), str(swept.folder)])
+    blocks = [conclusion(swept), _table(rows(swept))] if swept.axes else []
+    if swept.intervals is not None:
+        blocks += [_table(_interval_rows(swept)), _intervals_text(swept)]
+    return "\n\n".join([*blocks, str(swept.folder)])
+
+
+def _intervals_text(swept: Swept) -> str:
+    """Say of how many runs the means are, and what that is worth."""
+    from sim.study.intervals import FEW
+
+    runs, intervals = swept.scenario.replications, swept.intervals
+    text = f"means of {runs} replications with 95 % t intervals"
+    if intervals is not None and not intervals.empty and (intervals["low"] == intervals["high"]).all():
+        return f"{text}; all runs are alike, for nothing in this scenario is random"
+    return f"{text}; fewer than {FEW} say little" if runs < FEW else text
+
+
+def _interval_rows(swept: Swept) -> Iterator[Sequence[str]]:
+    """Yield the intervals of what is expected, and of gain and cost; of each point."""
+    from sim.columns import METRICS
+    from sim.report.words import amount
+
+    assert swept.intervals is not None
+    units = {metric.name: metric.unit for metric in METRICS}
+    expected = [each.metric.name for each in (*swept.scenario.expect, *swept.scenario.warn)]
+    shown = {"consolidation_ratio", "cpu_overhead_percent", *expected}
+    for row in swept.intervals.to_dict("records"):
+        name = row["metric"]
+        if name in shown:
+            where = [str(swept.table[axis].iloc[row["point"]]) for axis in swept.axes]
+            mean, low, high = (amount(row[each], units[name]) for each in ("mean", "low", "high"))
+            yield *where, name, mean, f"{low} to {high}"
+
+
+def _comparison_text(found: Comparison, console: Console) -> str:
+    """Return a line for each metric, which side is which, and what there is to know of the figures."""
+    from sim.report.words import amount, listed
+
+    def row(each: Difference) -> Sequence[str]:
+        unit, told = each.metric.unit, each.interval
+        figures = [amount(value, unit) for value in (each.first, each.second, told.mean if told else None)]
+        ends = f"{amount(told.low, unit)} to {amount(told.high, unit)}" if told and len(found.seeds) > 1 else ""
+        return each.metric.name, *figures, ends, each.verdict
+
+    real = [each.metric.name for each in found.differences if each.real]
+    end = f"real differences: {listed(real)}" if real else "no difference is shown to be real"
+    if console.quiet:
+        return end
+    header = ("", "A", "B", "B - A", "95 % interval", "")
+    shown = [each for each in found.differences if each.verdict not in ("same", "no data")]
+    same = len(found.differences) - len(shown)
+    sides = f"A: {found.first.name}\nB: {found.second.name}"
+    remarks = [*found.remarks, *([f"{same} metrics are the same or have no data"] if same else [])]
+    blocks = [_table([header, *map(row, shown)])] if shown else []
+    return "\n\n".join([sides, *blocks, "; ".join(remarks), end])
 
 
 def _finding_text(finding: Finding) -> str:

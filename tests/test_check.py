@@ -18,6 +18,7 @@ import yaml
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from inline import inline
 
 import sim
 from sim.cli import main
@@ -27,6 +28,8 @@ from sim.errors import At
 from sim.results import junit
 from sim.scenario.expect import Tolerance
 from sim.study import checks
+
+__all__ = ["inline"]
 
 pytest_plugins = "pytester"
 

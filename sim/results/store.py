@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from sim import document
 from sim.errors import MachineError, UserError, suggestion
+from sim.results import files
 from sim.results.summary import Summary
 from sim.results.tables import TABLES, read_parquet, write_parquet
 
@@ -84,6 +85,7 @@ def write(result: Result, out: Path) -> Path:
             new.chmod(folder.parent.stat().st_mode)
             _fill(new, result)
             _exchange(new, folder)
+            files.sync(folder.parent)
         finally:
             shutil.rmtree(new, ignore_errors=True)
     return folder
@@ -154,16 +156,17 @@ def _heal(parent: Path) -> None:
 
 
 def _fill(folder: Path, result: Result) -> None:
-    (folder / "scenario.yaml").write_text(document.dump(result.scenario.resolved()))
+    files.write(folder / "scenario.yaml", document.dump(result.scenario.resolved()).encode())
     _write_json(folder / "manifest.json", result.manifest)
     for table in TABLES:
         write_parquet(table, getattr(result, table), folder / f"{table}.parquet")
     _write_json(folder / "summary.json", result.summary)
-    (folder / _COMPLETE).touch()
+    files.write(folder / _COMPLETE, b"")
+    files.sync(folder)
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    files.write(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _exchange(new: Path, folder: Path) -> None:

@@ -1,5 +1,8 @@
 """The headline metrics, computed from the result tables alone; `sim.columns.METRICS` defines each."""
 
+from collections.abc import Sequence
+from statistics import fmean
+
 import numpy as np
 import pandas as pd
 
@@ -31,6 +34,17 @@ def summarise(
     if not guests.empty:
         values |= _guests(guests)
     return {name: None if value is None or np.isnan(value) else value for name, value in values.items()}
+
+
+def mean(summaries: Sequence[Summary]) -> Summary:
+    """Return each metric's mean over the runs that have data for it; of one run, the very figures."""
+    if len(summaries) == 1:
+        return dict(summaries[0])
+    told: dict[str, list[float]] = {}
+    for summary in summaries:
+        for name, value in summary.items():
+            told.setdefault(name, []).extend([] if value is None else [value])
+    return {name: fmean(values) if values else None for name, values in told.items()}
 
 
 def _cut(rows: pd.DataFrame, window: Window) -> pd.DataFrame:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from sim.errors import OvercommitError
 from sim.results import Summary, kept_summary
+from sim.results.summary import mean
 from sim.run import check_size, package_version
 from sim.scenario import Scenario
 from sim.scenario.expect import Verdict, worst
@@ -41,17 +41,6 @@ class Outcome:
     def mean(self) -> Summary:
         """Each metric's mean over the replications."""
         return mean(self.summaries)
-
-
-def mean(summaries: Sequence[Summary]) -> Summary:
-    """Return each metric's mean over the runs that have data for it; of one run, the very figures."""
-    if len(summaries) == 1:
-        return dict(summaries[0])
-    told: dict[str, list[float]] = {}
-    for summary in summaries:
-        for name, value in summary.items():
-            told.setdefault(name, []).extend([] if value is None else [value])
-    return {name: fmean(values) if values else None for name, values in told.items()}
 
 
 def outcomes(
