@@ -578,17 +578,40 @@ def validate(console: Console, files: Sequence[Path], overrides: Sequence[str]) 
         console.data(_as_json({"problems": []}))
 
 
+def _duration(ctx: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    """Nanoseconds of an option such as 10s."""
+    from sim.errors import At
+    from sim.units import parse_duration
+
+    try:
+        return None if value is None else parse_duration(value)
+    except At as fault:
+        raise click.BadParameter(str(fault), ctx, option) from None
+
+
 @main.command()
 @_file_argument
+@click.option("--at", callback=_duration, metavar="TIME", help="Of a result: the moment to explain; its end otherwise.")
+@click.option("--host", help="Of a result: this host alone.")
 @_set_option
 @_seed_option
 @_talks
 @click.pass_obj
-def explain(console: Console, file: Path, overrides: Sequence[str], seed: int | None) -> None:
-    """Show FILE with every default written out, and what running it takes.
+def explain(
+    console: Console, file: Path, at: int | None, host: str | None, overrides: Sequence[str], seed: int | None
+) -> None:
+    """Show FILE with every default written out, and what running it takes; or explain a result.
 
-    The text printed is a scenario again; the estimate stands above it in comments.
+    The text printed is a scenario again; the estimate stands above it in comments. If FILE is the folder of a result,
+    tell where each host's memory is at a moment, and why no more of it was saved.
     """
+    if file.is_dir():
+        if overrides or seed is not None:
+            raise UserError(f"{file}: is a result, which --set and --seed do not change; name its scenario file")
+        _explain_result(console, file, at, host)
+        return
+    if at is not None or host is not None:
+        raise UserError(f"{file}: is no result; --at and --host explain the folder that a run printed last")
     from sim.document import dump
     from sim.scenario import load
     from sim.sizing import estimate
@@ -600,6 +623,26 @@ def explain(console: Console, file: Path, overrides: Sequence[str], seed: int | 
     else:
         notes = [f"# {line}" for line in _table(rows).splitlines()]
         console.data("\n".join([*notes, dump(scenario.resolved()).rstrip()]))
+
+
+def _explain_result(console: Console, folder: Path, at: int | None, host: str | None) -> None:
+    """Tell where memory is at a moment of a finished run."""
+    from sim.results import load
+    from sim.study import whereabouts
+    from sim.units import SECOND, about_bytes
+
+    found = whereabouts.whereabouts(load(folder), None if at is None else at / SECOND, host)
+    if console.json:
+        console.data(_as_json([whereabouts.told(each) for each in found]))
+        return
+    titles = {"memory": "host memory", "guests": "promised to guests", "reasons": "not saved because"}
+    for each in found:
+        blocks = [whereabouts.sentence(each)]
+        for name, title in () if console.quiet else titles.items():
+            parts = getattr(each, name)
+            rows = [(f"  {part.name}", about_bytes(part.bytes), part.meaning) for part in parts]
+            blocks += [f"{title}\n{_table(rows)}"] if rows else []
+        console.data("\n\n".join(blocks))
 
 
 @main.command()
@@ -813,17 +856,6 @@ def calibrate(console: Console, name: str | None, out: Path | None, quick: bool)
     console.data(_calibration_json(found, file) if console.json else _calibration_text(found, file, console))
 
 
-def _duration(ctx: click.Context, option: click.Parameter, value: str | None) -> int:
-    """Nanoseconds of an option such as 10s."""
-    from sim.errors import At
-    from sim.units import parse_duration
-
-    try:
-        return parse_duration(value) if value is not None else 0
-    except At as fault:
-        raise click.BadParameter(str(fault), ctx, option) from None
-
-
 @lab.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The image to write, NAME.npz.")
 @click.option("--pid", type=click.IntRange(min=1), help="Capture this process.")
@@ -836,8 +868,10 @@ def _duration(ctx: click.Context, option: click.Parameter, value: str | None) ->
     show_default=True,
     help="Of a process: what KSM may scan, what it could, or file pages and shared memory too.",
 )
-@click.option("--every", "every_ns", callback=_duration, metavar="TIME", help="Take a snapshot every 10s ...")
-@click.option("--for", "for_ns", callback=_duration, metavar="TIME", help="... for 2min.")
+@click.option(
+    "--every", "every_ns", default="0", callback=_duration, metavar="TIME", help="Take a snapshot every 10s ..."
+)
+@click.option("--for", "for_ns", default="0", callback=_duration, metavar="TIME", help="... for 2min.")
 @click.option(
     "--comparable",
     type=click.Path(path_type=Path),

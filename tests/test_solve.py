@@ -23,7 +23,7 @@ __all__ = ["inline"]
 ASKED: dict[str, Any] = {
     "name": "full",
     "duration": "2s",
-    "hosts": [{"memory": "64MiB"}],
+    "hosts": [{"memory": "64MiB", "ksm": None}],
     "vms": [{"name": "web", "count": 1, "memory": "4MiB"}],
     "expect": ["oom_kills == 0", "mem_free_min_bytes >= 6MiB", "consolidation_ratio >= 0.5"],
 }
