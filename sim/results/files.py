@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_NEW = ".new"
+
 
 def write(path: Path, data: bytes) -> None:
     """Write a file of a folder that is not published yet; the disk has it when this returns."""
@@ -20,7 +22,7 @@ def write(path: Path, data: bytes) -> None:
 
 def publish(path: Path, data: bytes) -> None:
     """Put a whole file in place of what was there; a failure leaves that."""
-    new = path.with_name(f".{path.name}.new-{os.getpid()}")
+    new = path.with_name(f".{path.name}{_NEW}")
     try:
         write(new, data)
         os.replace(new, path)
@@ -28,6 +30,12 @@ def publish(path: Path, data: bytes) -> None:
         new.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def heal(folder: Path) -> None:
+    """Remove what a killed program left half written in a folder; nobody else may be writing there."""
+    for new in folder.glob(f".*{_NEW}"):
+        new.unlink()
 
 
 def sync(folder: Path) -> None:

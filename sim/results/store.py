@@ -76,7 +76,7 @@ def write(result: Result, out: Path) -> Path:
     Raises UserError when `out` cannot take it and MachineError when the disk is full.
     """
     folder = Path(out, _file_name(result.scenario.name), result.manifest["digest"])
-    with explained(folder), _locked(folder.parent):
+    with explained(folder), locked(folder.parent):
         _heal(folder.parent)
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(errno.EEXIST, "a file of that name is in the way")
@@ -135,7 +135,7 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(parent: Path) -> Iterator[None]:
+def locked(parent: Path) -> Iterator[None]:
     """Hold the only right to write in `parent`, so that temporary folders found there belong to dead runs."""
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / ".lock").open("w") as lock:

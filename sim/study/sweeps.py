@@ -14,7 +14,7 @@ from sim.columns import METRICS
 from sim.document import dump, dump_line
 from sim.errors import MachineError, OvercommitError, UserError
 from sim.results import Summary, files, kept_summary
-from sim.results.store import explained
+from sim.results.store import explained, locked
 from sim.results.summary import mean, over_hosts
 from sim.results.tables import parquet_bytes, read_parquet
 from sim.run import available_bytes, check_size, package_version
@@ -318,8 +318,9 @@ def _write(swept: Swept) -> None:
     tables = {
         name: pa.Table.from_pandas(each, preserve_index=False) for name, each in parts.items() if each is not None
     }
-    with explained(swept.folder):
+    with explained(swept.folder), locked(swept.folder.parent):
         swept.folder.mkdir(parents=True, exist_ok=True)
+        files.heal(swept.folder)
         for name, table in {TABLE: content.cast(pa.schema(told)), **tables}.items():
             files.publish(swept.folder / name, parquet_bytes(table))
         files.publish(swept.folder / "scenario.yaml", dump(swept.scenario.resolved()).encode())
