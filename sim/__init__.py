@@ -24,6 +24,7 @@ The package in reading order; a file imports only from what stands above it.
     report/       pictures and one self-contained page
     lab/          the real kernel
     cli           one function per verb
+    pytest_plugin scenario files as tests of pytest
 """
 
 import sys
@@ -39,12 +40,13 @@ if TYPE_CHECKING:
     from sim.scenario import Scenario, parse
     from sim.scenario import load as read
     from sim.sizing import estimate
-    from sim.study import published, sweep
+    from sim.study import check, published, sweep
 
 __all__ = [
     "Result",
     "Scenario",
     "capture",
+    "check",
     "compare",
     "estimate",
     "load",
@@ -60,6 +62,7 @@ _HOMES = {
     "Result": ("sim.run", "Result"),
     "Scenario": ("sim.scenario", "Scenario"),
     "capture": ("sim.lab.capture", "capture"),
+    "check": ("sim.study", "check"),
     "compare": ("sim.lab.trial", "live"),
     "estimate": ("sim.sizing", "estimate"),
     "load": ("sim.results", "load"),

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from sim.scenario import Scenario
     from sim.scenario.expect import Verdict
     from sim.study import Plan, Swept
+    from sim.study.checks import Checked, Finding
+    from sim.study.comparison import Comparison, Difference
     from sim.study.figures import Agenda
+    from sim.study.solver import Choice, Limit, Probe
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Progress = Callable[[float, str], None]
@@ -226,6 +229,15 @@ _cluster_option = click.option(
 _file_argument = click.argument("file", type=click.Path(path_type=Path))
 
 
+def _shard(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int]:
+    """Number of a part, and how many parts there are, of an option such as 1/4."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", value or "1/1")
+    number, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= parts:
+        raise click.BadParameter(f"{value} is no part; write 1/4 for the first of four", ctx, option)
+    return number, parts
+
+
 def _show_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
     if value:
         click.echo(f"overcommit {_version('overcommit')}")
@@ -268,6 +280,8 @@ def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None
         console.say(
             f"this runs the scenario as it stands; its sweep of {len(scenario.points):,} points: overcommit sweep"
         )
+    elif scenario.replications > 1:
+        console.say(f"this runs the scenario once; its {scenario.replications:,} replications: overcommit sweep")
     if console.verbose:
         console.say(_table(estimate(scenario).rows()))
     with console.progress(scenario.name) as progress:
@@ -284,7 +298,7 @@ def _keep(result: Result | Replay, out: Path, with_report: bool, console: Consol
         from sim.report import write as write_report
 
         write_report(result, console.kept)
-    met = all(verdict.met for verdict in result.verdicts)
+    met = not any(verdict.failed for verdict in result.verdicts)
     console.data(_run_json(result, console.kept, met) if console.json else _run_text(result, console))
     return 0 if met else EXIT_UNMET
 
@@ -325,13 +339,186 @@ def sweep(
     with console.progress(scenario.name) as progress:
         swept = run_points(todo, progress)
     console.kept = swept.folder
-    if with_report:
+    if with_report and swept.axes:
         from sim.report.sweep_page import write
 
         write(swept)
     console.data(_sweep_json(swept) if console.json else _sweep_text(swept, console))
     unmet = 0 if swept.table["met"].all() else EXIT_UNMET
     return max([unmet, *(failure.exit_code for failure in swept.failures.values())])
+
+
+@main.command()
+@_file_argument
+@click.option("--vary", metavar="PATH=LOW..HIGH", help="Find the largest value, as in vms.0.count=1..64.")
+@click.option("--smallest", is_flag=True, help="Find the smallest value instead.")
+@click.option("--minimise", metavar="METRIC", help="Find the point of the sweep with the least of it.")
+@click.option("--maximise", metavar="METRIC", help="Find the point of the sweep with the most of it.")
+@_set_option
+@_seed_option
+@_jobs_option
+@_out_option
+@_talks
+@click.pass_obj
+def solve(
+    console: Console,
+    file: Path,
+    vary: str | None,
+    smallest: bool,
+    minimise: str | None,
+    maximise: str | None,
+    overrides: Sequence[str],
+    seed: int | None,
+    jobs: int | None,
+    out: Path,
+) -> int:
+    """Find the largest value, or the best point of a sweep, that keeps every expectation of FILE.
+
+    With replications, every one must keep it. Runs that have a result already are not run again. Exit code 1 says that
+    there is no such value.
+    """
+    from sim.scenario import load
+    from sim.study import solver
+
+    if (vary is None) == (minimise is None and maximise is None) or (minimise and maximise):
+        raise UserError("say either what to vary, --vary PATH=LOW..HIGH, or one metric to --minimise or --maximise")
+    if smallest and not vary:
+        raise UserError("--smallest belongs to --vary")
+    _refuse_unwritable(out)
+    console.kept_so_far = "the runs that are done are kept; the same command goes on from there"
+    with console.progress("solve") as progress:
+        if vary:
+            found = solver.limit(
+                file, vary, out, jobs, smallest=smallest, overrides=overrides, seed=seed, progress=progress
+            )
+            console.data(_as_json(_limit_json(found)) if console.json else _limit_text(found, console))
+            return 0 if found.best else EXIT_UNMET
+        scenario = load(file, overrides, seed)
+        metric, largest = (maximise, True) if maximise else (str(minimise), False)
+        chosen = solver.choose(scenario, metric, out, jobs, largest=largest, progress=progress)
+    console.data(_as_json(_choice_json(chosen)) if console.json else _choice_text(chosen, console))
+    return 0 if chosen.best else EXIT_UNMET
+
+
+@main.command(name="compare")
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", required=False, type=click.Path(path_type=Path))
+@click.option("--a", "first_set", multiple=True, metavar="PATH=VALUE", help="Replace one value of the first.")
+@click.option("--b", "second_set", multiple=True, metavar="PATH=VALUE", help="Replace one value of the second.")
+@click.option("--replications", type=click.IntRange(1, 1000), help="Runs of each; what the scenarios say unless given.")
+@click.option(
+    "--metric", "metrics", multiple=True, metavar="NAME", help="Compare this metric; all headlines otherwise."
+)
+@_jobs_option
+@_out_option
+@_talks
+@click.pass_obj
+def compare_runs(
+    console: Console,
+    first: Path,
+    second: Path | None,
+    first_set: Sequence[str],
+    second_set: Sequence[str],
+    replications: int | None,
+    metrics: Sequence[str],
+    jobs: int | None,
+    out: Path,
+) -> int:
+    """Compare two scenarios, or results, and say which differences are real.
+
+    FIRST and SECOND are scenario files or folders of results; without SECOND the same scenario with other settings.
+    Runs are paired by seed, so that both met the same random numbers. Exit code 1 says that a difference is real.
+    """
+    from sim.study import comparison
+    from sim.study.comparison import Side
+
+    if second is None and not (first_set or second_set):
+        raise UserError("there is nothing to compare with; name a second scenario, or settings with --b path=value")
+    _refuse_unwritable(out)
+
+    def side(path: Path, sets: Sequence[str]) -> Side:
+        from sim.scenario import load
+
+        if path.is_dir():
+            if sets or replications:
+                raise UserError(f"{path}: is a result, which no setting changes; name its scenario file")
+            return comparison.kept(path)
+        more = [f"replications={replications}"] if replications else []
+        with console.progress(str(path)) as progress:
+            name = " ".join([str(path), *sets])
+            return comparison.side(load(path, [*sets, *more]), name, out, jobs, progress)
+
+    console.kept_so_far = "the runs that are done are kept; the same command goes on from there"
+    found = comparison.compare(side(first, first_set), side(second or first, second_set), metrics)
+    if console.json:
+        console.data(_as_json(comparison.told(found)))
+    else:
+        console.data(_comparison_text(found, console))
+    return EXIT_UNMET if any(each.real for each in found.differences) else 0
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_jobs_option
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit XML for a CI server.")
+@click.option("--github", is_flag=True, help="Print workflow commands, which GitHub shows beside the lines.")
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), metavar="DIR", help="Compare all metrics with those in DIR."
+)
+@click.option("--update", is_flag=True, help="Write the metrics to the baseline instead.")
+@click.option("--shard", callback=_shard, metavar="I/N", help="Check only the I-th of N parts of the files.")
+@click.option("--exit-zero", is_flag=True, help="End with 0 also if something is not met.")
+@_out_option
+@_talks
+@click.pass_obj
+def check(
+    console: Console,
+    paths: Sequence[Path],
+    jobs: int | None,
+    junit: Path | None,
+    github: bool,
+    baseline: Path | None,
+    update: bool,
+    shard: tuple[int, int],
+    exit_zero: bool,
+    out: Path,
+) -> int:
+    """Check the expectations of scenario PATHS, or of all in a folder, and tell actual values and margins.
+
+    What stands under `expect` must be met, what stands under `warn` should be. A metric without data is not met. With
+    replications, each is held to it and the worst is told. Runs that have a result already are not run again.
+    """
+    from sim.results import junit as xml
+    from sim.study import checks
+
+    if update and not baseline:
+        raise UserError("--update writes a baseline; say where with --baseline DIR")
+    files = checks.shard(dict.fromkeys(_scenario_files(paths)), *shard)
+    for folder in (out, *([junit.parent] if junit else []), *([baseline] if baseline else [])):
+        _refuse_unwritable(folder)
+    console.kept_so_far = "the runs that are done are kept; the same command goes on from there"
+    compared = checks.Baseline(baseline, update) if baseline else None
+    with console.progress("check") as progress:
+        found = checks.check_all(files, out, jobs, compared, progress)
+    said = {finding: _finding_text(finding) for each in found for finding in each.findings}
+    if junit:
+        from sim.results.store import explained
+
+        with explained(junit):
+            junit.write_text(xml.document([checks.suite(each, said) for each in found]), encoding="utf-8")
+    if github:
+        for each in found:
+            for finding in each.findings:
+                if finding.state != "met":
+                    click.echo(checks.command(each.file, finding, said[finding]), err=console.json)
+    worst = max((each.exit_code for each in found), default=0)
+    code = 0 if exit_zero and worst == EXIT_UNMET else worst
+    if console.json:
+        rows = [row for each in found for row in checks.rows(each)]
+        console.data(_as_json({"met": worst == 0, "exit_code": code, "findings": rows}))
+    else:
+        console.data(_checks_text(found, said, code, console))
+    return code
 
 
 @main.command()
@@ -400,17 +587,40 @@ def validate(console: Console, files: Sequence[Path], overrides: Sequence[str]) 
         console.data(_as_json({"problems": []}))
 
 
+def _duration(ctx: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    """Nanoseconds of an option such as 10s."""
+    from sim.errors import At
+    from sim.units import parse_duration
+
+    try:
+        return None if value is None else parse_duration(value)
+    except At as fault:
+        raise click.BadParameter(str(fault), ctx, option) from None
+
+
 @main.command()
 @_file_argument
+@click.option("--at", callback=_duration, metavar="TIME", help="Of a result: the moment to explain; its end otherwise.")
+@click.option("--host", help="Of a result: this host alone.")
 @_set_option
 @_seed_option
 @_talks
 @click.pass_obj
-def explain(console: Console, file: Path, overrides: Sequence[str], seed: int | None) -> None:
-    """Show FILE with every default written out, and what running it takes.
+def explain(
+    console: Console, file: Path, at: int | None, host: str | None, overrides: Sequence[str], seed: int | None
+) -> None:
+    """Show FILE with every default written out, and what running it takes; or explain a result.
 
-    The text printed is a scenario again; the estimate stands above it in comments.
+    The text printed is a scenario again; the estimate stands above it in comments. If FILE is the folder of a result,
+    tell where each host's memory is at a moment, and why no more of it was saved.
     """
+    if file.is_dir():
+        if overrides or seed is not None:
+            raise UserError(f"{file}: is a result, which --set and --seed do not change; name its scenario file")
+        _explain_result(console, file, at, host)
+        return
+    if at is not None or host is not None:
+        raise UserError(f"{file}: is no result; --at and --host explain the folder that a run printed last")
     from sim.document import dump
     from sim.scenario import load
     from sim.sizing import estimate
@@ -422,6 +632,26 @@ def explain(console: Console, file: Path, overrides: Sequence[str], seed: int | 
     else:
         notes = [f"# {line}" for line in _table(rows).splitlines()]
         console.data("\n".join([*notes, dump(scenario.resolved()).rstrip()]))
+
+
+def _explain_result(console: Console, folder: Path, at: int | None, host: str | None) -> None:
+    """Tell where memory is at a moment of a finished run."""
+    from sim.results import load
+    from sim.study import whereabouts
+    from sim.units import SECOND, about_bytes
+
+    found = whereabouts.whereabouts(load(folder), None if at is None else at / SECOND, host)
+    if console.json:
+        console.data(_as_json([whereabouts.told(each) for each in found]))
+        return
+    titles = {"memory": "host memory", "guests": "promised to guests", "reasons": "not saved because"}
+    for each in found:
+        blocks = [whereabouts.sentence(each)]
+        for name, title in () if console.quiet else titles.items():
+            parts = getattr(each, name)
+            rows = [(f"  {part.name}", about_bytes(part.bytes), part.meaning) for part in parts]
+            blocks += [f"{title}\n{_table(rows)}"] if rows else []
+        console.data("\n\n".join(blocks))
 
 
 @main.command()
@@ -662,17 +892,6 @@ def calibrate(console: Console, name: str | None, out: Path | None, quick: bool)
     console.data(_calibration_json(found, file) if console.json else _calibration_text(found, file, console))
 
 
-def _duration(ctx: click.Context, option: click.Parameter, value: str | None) -> int:
-    """Nanoseconds of an option such as 10s."""
-    from sim.errors import At
-    from sim.units import parse_duration
-
-    try:
-        return parse_duration(value) if value is not None else 0
-    except At as fault:
-        raise click.BadParameter(str(fault), ctx, option) from None
-
-
 @lab.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The image to write, NAME.npz.")
 @click.option("--pid", type=click.IntRange(min=1), help="Capture this process.")
@@ -685,8 +904,10 @@ def _duration(ctx: click.Context, option: click.Parameter, value: str | None) ->
     show_default=True,
     help="Of a process: what KSM may scan, what it could, or file pages and shared memory too.",
 )
-@click.option("--every", "every_ns", callback=_duration, metavar="TIME", help="Take a snapshot every 10s ...")
-@click.option("--for", "for_ns", callback=_duration, metavar="TIME", help="... for 2min.")
+@click.option(
+    "--every", "every_ns", default="0", callback=_duration, metavar="TIME", help="Take a snapshot every 10s ..."
+)
+@click.option("--for", "for_ns", default="0", callback=_duration, metavar="TIME", help="... for 2min.")
 @click.option(
     "--comparable",
     type=click.Path(path_type=Path),
@@ -776,10 +997,10 @@ def _trace_text(reading: Reading, survey: Survey) -> str:
 def _plan_text(todo: Plan) -> str:
     from sim.units import SECOND, about_duration
 
-    points = len(todo.digests)
-    text = f"{points:,} points"
-    if len(todo.left) < points:
-        text += f", {points - len(todo.left):,} of them known"
+    points, runs = len(todo.digests), len({digest for replicas in todo.replicas for digest in replicas})
+    text = f"{points:,} points" if todo.scenario.replications == 1 else f"{points:,} points in {runs:,} runs"
+    if len(todo.left) < runs:
+        text += f", {runs - len(todo.left):,} of them known"
     if todo.left:
         where = f"on the cluster at {todo.cluster}" if todo.cluster else f"in {todo.jobs} processes"
         text += f"; about {about_duration(todo.cpu_seconds * SECOND)} of CPU time {where}"
@@ -800,7 +1021,10 @@ def _sweep_json(swept: Swept) -> str:
     from sim.report.sweep_page import conclusion
 
     points = swept.table.astype(object).where(swept.table.notna(), None).to_dict("records")
-    told = {"result": str(swept.folder), "conclusion": conclusion(swept), "axes": list(swept.axes), "points": points}
+    said = conclusion(swept) if swept.axes else _intervals_text(swept)
+    told = {"result": str(swept.folder), "conclusion": said, "axes": list(swept.axes), "points": points}
+    if swept.intervals is not None:
+        told["intervals"] = swept.intervals.replace([float("inf"), float("-inf")], None).to_dict("records")
     return _as_json(told)
 
 
@@ -810,7 +1034,181 @@ def _sweep_text(swept: Swept, console: Console) -> str:
 
     if console.quiet:
         return str(swept.folder)
-    return "\n\n".join([conclusion(swept), _table(rows(swept)), str(swept.folder)])
+    blocks = [conclusion(swept), _table(rows(swept))] if swept.axes else []
+    if swept.intervals is not None:
+        blocks += [_table(_interval_rows(swept)), _intervals_text(swept)]
+    return "\n\n".join([*blocks, str(swept.folder)])
+
+
+def _intervals_text(swept: Swept) -> str:
+    """Say of how many runs the means are, and what that is worth."""
+    from sim.study.intervals import FEW
+
+    runs, intervals = swept.scenario.replications, swept.intervals
+    text = f"means of {runs} replications with 95 % t intervals"
+    if intervals is not None and not intervals.empty and (intervals["low"] == intervals["high"]).all():
+        return f"{text}; all runs are alike, for nothing in this scenario is random"
+    return f"{text}; fewer than {FEW} say little" if runs < FEW else text
+
+
+def _interval_rows(swept: Swept) -> Iterator[Sequence[str]]:
+    """Yield the intervals of what is expected, and of gain and cost; of each point."""
+    from sim.columns import METRICS
+    from sim.report.words import amount
+
+    assert swept.intervals is not None
+    units = {metric.name: metric.unit for metric in METRICS}
+    expected = [each.metric.name for each in (*swept.scenario.expect, *swept.scenario.warn)]
+    shown = {"consolidation_ratio", "cpu_overhead_percent", *expected}
+    for row in swept.intervals.to_dict("records"):
+        name = row["metric"]
+        if name in shown:
+            where = [str(swept.table[axis].iloc[row["point"]]) for axis in swept.axes]
+            mean, low, high = (amount(row[each], units[name]) for each in ("mean", "low", "high"))
+            yield *where, name, mean, f"{low} to {high}"
+
+
+def _limit_json(found: Limit) -> Mapping[str, Any]:
+    told = [
+        {"value": probe.value, "kept": probe.outcome.kept, "results": list(probe.outcome.digests),
+         "expectations": [asdict(verdict) for verdict in probe.outcome.verdicts]}
+        for probe in found.probes
+    ]  # fmt: skip
+    return {
+        "path": found.path,
+        "answer": found.best.value if found.best else None,
+        "broken": found.broken.value if found.broken else None,
+        "binding": [verdict.expectation for verdict in found.binding],
+        "kept_again": [probe.value for probe in found.again],
+        "runs": found.runs,
+        "probes": told,
+    }
+
+
+def _limit_text(found: Limit, console: Console) -> str:
+    """Return what was tried, where the limit is and what sets it; only the answer if quiet."""
+    from sim.report.words import listed
+
+    if console.quiet:
+        return str(found.best.value) if found.best else "none"
+    lines = [_probe_row(probe) for probe in found.probes]
+    binding = listed([verdict.expectation for verdict in found.binding])
+    match found.best, found.broken:
+        case None, broken:
+            end = f"no value keeps every expectation: {found.path} {broken.value if broken else ''} breaks {binding}"
+        case best, None:
+            end = f"{found.path} {best.value} keeps every expectation; the limit is beyond it: widen the range"
+        case best, broken:
+            end = f"{found.path} {best.value}: {broken.value} breaks {binding}"
+    blocks = [_table(lines), end]
+    if found.again:
+        values = listed([str(probe.value) for probe in found.again])
+        keep = "keeps" if len(found.again) == 1 else "keep"
+        blocks.append(f"there is more than one limit: {values} {keep} every expectation again")
+    return "\n\n".join([*blocks, _runs_text(found.runs, len(found.probes))])
+
+
+def _runs_text(runs: int, probes: int) -> str:
+    return f"{probes:,} values in {runs:,} runs" if runs else f"{probes:,} values, all known already"
+
+
+def _probe_row(probe: Probe) -> Sequence[str]:
+    """Return a value that was tried, what became of it, and how near its expectations are to their bounds."""
+    shown = ", ".join(f"{name} {each}" for name, each in probe.value.items()) if isinstance(probe.value, dict) else None
+    if probe.outcome.failure:
+        return shown or str(probe.value), "failed", probe.outcome.failure.text
+    told = "; ".join(", ".join(_verdict_row(verdict)[1:]) for verdict in probe.unmet or probe.outcome.verdicts)
+    return shown or str(probe.value), "kept" if probe.outcome.kept else "broken", told
+
+
+def _choice_json(found: Choice) -> Mapping[str, Any]:
+    points = [
+        {"settings": probe.value, "kept": probe.outcome.kept, "results": list(probe.outcome.digests),
+         "value": probe.outcome.mean[found.metric] if probe.outcome.summaries else None}
+        for probe in found.probes
+    ]  # fmt: skip
+    return {
+        "metric": found.metric,
+        "answer": found.best.value if found.best else None,
+        "value": found.best.outcome.mean[found.metric] if found.best else None,
+        "runs": found.runs,
+        "points": points,
+    }
+
+
+def _choice_text(found: Choice, console: Console) -> str:
+    from sim.columns import METRICS
+    from sim.report.words import amount
+
+    unit = next(metric.unit for metric in METRICS if metric.name == found.metric)
+    if found.best is None:
+        end = "no point keeps every expectation"
+    else:
+        what = f"the {'most' if found.largest else 'least'} {found.metric} that keeps every expectation"
+        end = f"{_probe_row(found.best)[0]}: {amount(found.best.outcome.mean[found.metric], unit)}, {what}"
+    if console.quiet:
+        return end
+    return "\n\n".join([_table(map(_probe_row, found.probes)), end, _runs_text(found.runs, len(found.probes))])
+
+
+def _comparison_text(found: Comparison, console: Console) -> str:
+    """Return a line for each metric, which side is which, and what there is to know of the figures."""
+    from sim.report.words import amount, listed
+
+    def row(each: Difference) -> Sequence[str]:
+        unit, told = each.metric.unit, each.interval
+        figures = [amount(value, unit) for value in (each.first, each.second, told.mean if told else None)]
+        ends = f"{amount(told.low, unit)} to {amount(told.high, unit)}" if told and len(found.seeds) > 1 else ""
+        return each.metric.name, *figures, ends, each.verdict
+
+    real = [each.metric.name for each in found.differences if each.real]
+    end = f"real differences: {listed(real)}" if real else "no difference is shown to be real"
+    if console.quiet:
+        return end
+    header = ("", "A", "B", "B - A", "95 % interval", "")
+    shown = [each for each in found.differences if each.verdict not in ("same", "no data")]
+    same = len(found.differences) - len(shown)
+    sides = f"A: {found.first.name}\nB: {found.second.name}"
+    remarks = [*found.remarks, *([f"{same} metrics are the same or have no data"] if same else [])]
+    blocks = [_table([header, *map(row, shown)])] if shown else []
+    return "\n\n".join([sides, *blocks, "; ".join(remarks), end])
+
+
+def _finding_text(finding: Finding) -> str:
+    """What was found, in words: actual value and margin, or why there is none."""
+    from sim.report.words import amount
+
+    if finding.state == "failed" or finding.what == "baseline":
+        return finding.text
+    told = [f"actual {amount(finding.actual, finding.unit)}"]
+    if finding.margin is not None:
+        how = "moved by" if finding.state == "moved" else "margin"
+        told.append(f"{how} {amount(finding.margin, finding.unit)}")
+    return ", ".join([*filter(None, [finding.text]), *told])
+
+
+def _checks_text(found: Sequence[Checked], said: Mapping[Finding, str], code: int, console: Console) -> str:
+    """Return each scenario with what was found, and last the sum of it and the exit code."""
+    findings = [finding for each in found for finding in each.findings]
+    counts = {state: sum(each.state == state and each.fails for each in findings) for state in _UNMET_STATES}
+    warnings = sum(each.state != "met" and not each.fails for each in findings)
+    met = sum(each.state == "met" for each in findings)
+    sums = [f"{met:,} met", *(f"{count:,} {state}" for state, count in counts.items() if count)]
+    sums += [f"{warnings:,} only warned of"] if warnings else []
+    silent = sum(not each.findings for each in found)
+    sums += [f"{silent:,} files expect nothing"] if silent else []
+    end = f"{len(found):,} {'file' if len(found) == 1 else 'files'}: {', '.join(sums)}; exit code {code}"
+    shown = [each for each in found if each.findings and not (console.quiet and each.exit_code == 0)]
+    blocks = [f"{each.file}\n{_table(_finding_row(one, said[one]) for one in each.findings)}" for each in shown]
+    return "\n\n".join([*blocks, end])
+
+
+_UNMET_STATES = ("not met", "no data", "moved", "failed")
+
+
+def _finding_row(finding: Finding, said: str) -> Sequence[str]:
+    state = "met" if finding.state == "met" else finding.state.upper() if finding.fails else "warning"
+    return f"  {state}", finding.what, said
 
 
 def _calibration_json(found: Calibration, file: Path) -> str:
@@ -897,7 +1295,8 @@ def _verdict_row(verdict: Verdict) -> Sequence[str]:
 
     metric: Metric = Expectation.parse(verdict.expectation).metric
     actual, margin = amount(verdict.actual, metric.unit), amount(verdict.margin, metric.unit)
-    return "met" if verdict.met else "NOT MET", verdict.expectation, f"actual {actual}", f"margin {margin}"
+    unmet = "NOT MET" if verdict.severity == "error" else "warning"
+    return "met" if verdict.met else unmet, verdict.expectation, f"actual {actual}", f"margin {margin}"
 
 
 def _table(rows: Iterable[Sequence[str]]) -> str:

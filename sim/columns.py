@@ -5,6 +5,7 @@ Source: the KSM columns are the files of /sys/kernel/mm/ksm.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 PAGE_BYTES = 4096
 """Size of the page that every column with the unit `pages` counts."""
@@ -26,6 +27,21 @@ class Column:
     meaning: str
     kernel: str = ""
     """The kernel's file or vmstat line with the same figure, empty where it has none."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts from the start of the run: over a part of the run it is the difference of the ends."""
+        return self.meaning.endswith(_COUNTED)
+
+
+_COUNTED = ", since the start"
+
+
+class Window(NamedTuple):
+    """The part of a run that the metrics are about, ns from its start."""
+
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ HOST = Column("host", "string", "", "name of the host")
 TIME = Column("time_s", "float64", "s", "simulated time since the start of the run")
 
 KSM_COUNTERS: tuple[Column, ...] = (
-    _ksm("full_scans", "count", "how often ksmd has been through all mergeable memory"),
+    _ksm("full_scans", "count", "how often ksmd has been through all mergeable memory, since the start"),
     _ksm("pages_shared", "pages", "frames in the stable tree that guests use"),
     _ksm("pages_sharing", "pages", "further pages that use those frames: the pages saved"),
     _ksm("pages_unshared", "pages", "pages found unique in this scan or the last one, candidates for a merge"),
@@ -100,7 +116,11 @@ VMSTAT_COUNTERS: tuple[Column, ...] = (
     _vmstat("pgsteal", "pages", "pages that reclaim took, since the start"),
     _vmstat("allocstall", "count", "times that a guest had to reclaim memory of the host itself, since the start"),
     _vmstat("workingset_refault_anon", "pages", "swapped pages that were needed again, since the start"),
-    _vmstat("workingset_activate_anon", "pages", "such pages that came back so soon that they are taken as in use"),
+    _vmstat(
+        "workingset_activate_anon",
+        "pages",
+        "such pages that came back so soon that they are taken as in use, since the start",
+    ),
 )
 
 ESX_COUNTERS: tuple[Column, ...] = (
@@ -126,7 +146,13 @@ SAMPLES: tuple[Column, ...] = (
     Column("hosts", "int64", "count", "hosts that the row sums up: of a datacenter all of a kind, whose name it has"),
     *KSM_COUNTERS,
     *KSM_SETTINGS,
-    Column("ksmd_cpu_ns", "int64", "ns", "CPU time of ksmd: scan_cpu_ns + merge_cpu_ns", "/proc/PID/schedstat"),
+    Column(
+        "ksmd_cpu_ns",
+        "int64",
+        "ns",
+        "CPU time of ksmd: scan_cpu_ns + merge_cpu_ns, since the start",
+        "/proc/PID/schedstat",
+    ),
     *VMSTAT_COUNTERS,
     Column("guests_running", "int64", "count", "guests running on the host"),
     Column("mem_total_bytes", "int64", "bytes", "memory of the host", "/proc/meminfo MemTotal"),
@@ -165,7 +191,13 @@ SAMPLES: tuple[Column, ...] = (
     _cpu("merge_cpu_ns", "ksmd time spent merging: write protection, comparison, replacement, since the start"),
     Column("khugepaged_cpu_ns", "int64", "ns", "CPU time of khugepaged, since the start", "/proc/PID/schedstat"),
     _cpu("source_cpu_ns", "CPU time of what shares pages where they come from, since the start"),
-    Column("kswapd_cpu_ns", "int64", "ns", "CPU time of kswapd, compression included", "/proc/PID/schedstat"),
+    Column(
+        "kswapd_cpu_ns",
+        "int64",
+        "ns",
+        "CPU time of kswapd, compression included, since the start",
+        "/proc/PID/schedstat",
+    ),
     _cpu("reclaim_cpu_ns", "guest time spent reclaiming memory, since the start"),
     _cpu("swap_cpu_ns", "guest time spent bringing pages back, waiting for the device left out, since the start"),
     _cpu("cow_cpu_ns", "guest time spent copying shared pages on write, since the start"),
@@ -174,8 +206,11 @@ SAMPLES: tuple[Column, ...] = (
     _cpu("write_latency_worst_ns", "the longest that a write has taken, copying and waiting for memory included"),
     _cpu("work_cpu_ns", "time that the work of guests with a `load` takes without TLB misses, since the start"),
     _cpu("walk_cpu_ns", "guest time spent in walks of page tables after TLB misses, since the start"),
-    _cpu("native_walk_cpu_ns", "the same if guests had the machine to themselves, without page tables of the host"),
-    _cpu("tlb_cpu_ns", "walk_cpu_ns less what it were with all memory in huge pages of the host"),
+    _cpu(
+        "native_walk_cpu_ns",
+        "the same without page tables of the host, as if guests had the machine to themselves, since the start",
+    ),
+    _cpu("tlb_cpu_ns", "walk_cpu_ns less what it were with all memory in huge pages of the host, since the start"),
     _cpu("llc_saved_ns", "guest time saved because shared frames are in the last-level cache once, since the start"),
 )
 """Columns of samples.parquet and of scans.parquet: one row per host and sampling time, or per end of a full scan."""

@@ -73,18 +73,29 @@ class Document:
         """Return the keys that a dotted path means, as in `override`. Raises UserError for one that cannot exist."""
         return _find(copy.deepcopy(self.data), dotted.split("."), self.source)[1]
 
-    def copied(self, source: Keys, keys: Keys) -> Document:
-        """Return the document with the value at `source` also at `keys`, its place still being where it was written."""
+    def copied(self, origin: Document, source: Keys, keys: Keys) -> Document:
+        """Return the document with what *origin* has at `source` at `keys`, its place being where it was written."""
         data = copy.deepcopy(self.data)
+        value = origin.at(source)
         parent, keys = _find(data, [str(key) for key in keys], self.source)
-        parent[keys[-1]] = copy.deepcopy(_at(data, source))
-        size = len(source)
-        below = {(*keys, *at[size:]): place for at, place in self.places.items() if at[:size] == source}
-        return replace(self, data=data)._placed(keys, self.places.get(source, Place(self.source, None, "")), below)
+        parent[keys[-1]] = copy.deepcopy(value)
+        size, place = len(source), origin.places.get(source, Place(self.source, None, ""))
+        below = {keys: place} if source in origin.places else {}
+        if isinstance(value, dict | list):
+            below = {(*keys, *at[size:]): each for at, each in origin.places.items() if at[:size] == source}
+        return replace(self, data=data)._placed(keys, place, below)
+
+    def with_value(self, keys: Keys, value: object) -> Document:
+        """Return the document with another value at `keys`, which stand in it; its place stays, for its parts too."""
+        data = copy.deepcopy(self.data)
+        _at(data, keys[:-1])[keys[-1]] = value
+        return replace(self, data=data)
 
     def without(self, *names: str) -> Document:
         """Return the document without some of its outermost keys."""
-        return replace(self, data={key: value for key, value in self.data.items() if key not in names})
+        data = {key: value for key, value in self.data.items() if key not in names}
+        places = {at: each for at, each in self.places.items() if not at or at[0] not in names}
+        return replace(self, data=data, places=places)
 
     def _placed(self, keys: Keys, above: Place, below: Mapping[Keys, Place]) -> Document:
         """Return the document with new places at and below `keys`; blocks made to hold them are at `above`."""

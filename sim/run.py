@@ -93,7 +93,7 @@ def run(
     }
     return Result(
         scenario, tables.samples, tables.scans, tables.guests, tables.events, manifest, tables.summary,
-        [expectation.check(tables.summary) for expectation in scenario.expect], tables.fleet, tables.hosts,
+        scenario.judge(tables.summary), tables.fleet, tables.hosts,
     )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def _simulate_fleet(
     guests, events = frame("guests", found.guests), [*found.events, *found.plane.events]
     events.sort(key=lambda row: float(str(row["time_s"])))
     return _Tables(
-        samples, scans, guests, frame("events", events), {**summarise(samples, scans, guests), **found.metrics}, found.work,
+        samples, scans, guests, frame("events", events), {**summarise(samples, scans, guests, scenario.window), **found.metrics}, found.work,
         frame("fleet", found.plane.fleet), frame("hosts", found.plane.hosts),
     )  # fmt: skip
 
@@ -141,7 +141,7 @@ def _simulate(scenario: Scenario, scale: int, progress: Progress | None = None) 
             host, name, assignments[name], seed=scenario.seed, duration=scenario.duration,
             sample_every=scenario.sample_every, progress=tell,
         ).run(), scale))  # fmt: skip
-    return _tables(reports)
+    return _tables(scenario, reports)
 
 
 def _enlarged(report: Report, scale: int) -> Report:
@@ -186,15 +186,16 @@ def _remedy(scenario: Scenario, available: int, otherwise: str) -> str:
     return otherwise
 
 
-def _tables(reports: Sequence[Report]) -> _Tables:
+def _tables(scenario: Scenario, reports: Sequence[Report]) -> _Tables:
     from sim.results import frame, summarise
 
     samples, scans = (_joined(table, [getattr(report, table) for report in reports]) for table in ("samples", "scans"))
     guests = frame("guests", [row for report in reports for row in report.guests])
     events = [row for report in reports for row in report.events]
     events.sort(key=lambda row: float(str(row["time_s"])))
+    summary = summarise(samples, scans, guests, scenario.window)
     work = {name: sum(report.work[name] for report in reports) for name in reports[0].work}
-    return _Tables(samples, scans, guests, frame("events", events), summarise(samples, scans, guests), work)
+    return _Tables(samples, scans, guests, frame("events", events), summary, work)
 
 
 def _joined(table: str, columns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

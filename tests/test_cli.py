@@ -139,7 +139,13 @@ def test_a_run_as_json_is_one_object(world: World) -> None:
     assert (printed["result"], printed["met"]) == ("results/web/ab12", False)
     assert printed["summary"].keys() == {metric.name for metric in METRICS}
     assert printed["expectations"] == [
-        {"expectation": "saved_bytes >= 2GiB", "actual": 1 << 30, "met": False, "margin": -(1 << 30)}
+        {
+            "expectation": "saved_bytes >= 2GiB",
+            "actual": 1 << 30,
+            "met": False,
+            "margin": -(1 << 30),
+            "severity": "error",
+        }
     ]
 
 

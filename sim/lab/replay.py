@@ -302,7 +302,7 @@ def _result(scenario: Scenario, plan: Workload, recording: Recording, took: Mapp
         **took,
         "disturbance": asdict(recording.disturbance),
     }
-    summary = summarise(samples, scans, guests)
+    summary = summarise(samples, scans, guests, scenario.window)
     asked = [each for each in scenario.expect if summary[each.metric.name] is not None]
     return Replay(
         scenario,

@@ -225,7 +225,8 @@ def _expectations(verdicts: Sequence[Verdict]) -> Markup:
 
 def _expectation(verdict: Verdict) -> Sequence[str]:
     unit = Expectation.parse(verdict.expectation).metric.unit
-    mark = tag("span", "met", class_="met") if verdict.met else tag("span", "not met", class_="missed")
+    missed = "not met" if verdict.severity == "error" else "warning"
+    mark = tag("span", "met", class_="met") if verdict.met else tag("span", missed, class_="missed")
     return verdict.expectation, mark, amount(verdict.actual, unit), amount(verdict.margin, unit)
 
 

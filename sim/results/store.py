@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from sim import document
 from sim.errors import MachineError, UserError, suggestion
+from sim.results import files
 from sim.results.summary import Summary
 from sim.results.tables import FLEET_TABLES, TABLES, read_parquet, write_parquet
 
@@ -79,7 +80,7 @@ def write(result: Result, out: Path) -> Path:
     Raises UserError when `out` cannot take it and MachineError when the disk is full.
     """
     folder = Path(out, _file_name(result.scenario.name), result.manifest["digest"])
-    with explained(folder), _locked(folder.parent):
+    with explained(folder), locked(folder.parent):
         _heal(folder.parent)
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(errno.EEXIST, "a file of that name is in the way")
@@ -88,6 +89,7 @@ def write(result: Result, out: Path) -> Path:
             new.chmod(folder.parent.stat().st_mode)
             _fill(new, result)
             _exchange(new, folder)
+            files.sync(folder.parent)
         finally:
             shutil.rmtree(new, ignore_errors=True)
     return folder
@@ -138,7 +140,7 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(parent: Path) -> Iterator[None]:
+def locked(parent: Path) -> Iterator[None]:
     """Hold the only right to write in `parent`, so that temporary folders found there belong to dead runs."""
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / ".lock").open("w") as lock:
@@ -159,7 +161,7 @@ def _heal(parent: Path) -> None:
 
 
 def _fill(folder: Path, result: Result) -> None:
-    (folder / "scenario.yaml").write_text(document.dump(result.scenario.resolved()))
+    files.write(folder / "scenario.yaml", document.dump(result.scenario.resolved()).encode())
     _write_json(folder / "manifest.json", result.manifest)
     for table in TABLES:
         write_parquet(table, getattr(result, table), folder / f"{table}.parquet")
@@ -167,11 +169,12 @@ def _fill(folder: Path, result: Result) -> None:
         if (data := getattr(result, table, None)) is not None:
             write_parquet(table, data, folder / f"{table}.parquet")
     _write_json(folder / "summary.json", result.summary)
-    (folder / _COMPLETE).touch()
+    files.write(folder / _COMPLETE, b"")
+    files.sync(folder)
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    files.write(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _exchange(new: Path, folder: Path) -> None:

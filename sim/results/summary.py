@@ -1,9 +1,12 @@
 """The headline metrics, computed from the result tables alone; `sim.columns.METRICS` defines each."""
 
+from collections.abc import Sequence
+from statistics import fmean
+
 import numpy as np
 import pandas as pd
 
-from sim.columns import COUNTER_METRICS, METRICS, PAGE_BYTES
+from sim.columns import COUNTER_METRICS, METRICS, PAGE_BYTES, SAMPLES, Window
 
 Value = int | float | None
 Summary = dict[str, Value]
@@ -13,12 +16,17 @@ SMART_SCAN_CYCLE = 9
 """Full scans in which smart_scan visits a page that never merges once."""
 
 
-def summarise(samples: pd.DataFrame, scans: pd.DataFrame, guests: pd.DataFrame) -> Summary:
-    """Return the value of every metric, None for one without data.
+def summarise(
+    samples: pd.DataFrame, scans: pd.DataFrame, guests: pd.DataFrame, window: Window | None = None
+) -> Summary:
+    """Return the value of every metric, None for one without data; over a part of the run if there is a *window*.
 
     `samples` and `scans` have the columns `sim.columns.SAMPLES`, `guests` GUESTS; rows are in order of time. A column
     of NaN, a figure that a real kernel does not tell, is no data.
     """
+    if window:
+        part = summarise(_within(samples, window), _cut(scans, window), guests.iloc[:0])
+        return part | _started_within(guests, window) | _worst_within(samples, window)
     values: Summary = {metric.name: None for metric in METRICS}
     if not samples.empty:
         values |= _memory(samples) | _cpu(samples) | _speed(samples) | _end(samples)
@@ -26,6 +34,47 @@ def summarise(samples: pd.DataFrame, scans: pd.DataFrame, guests: pd.DataFrame) 
     if not guests.empty:
         values |= _guests(guests)
     return {name: None if value is None or np.isnan(value) else value for name, value in values.items()}
+
+
+def mean(summaries: Sequence[Summary]) -> Summary:
+    """Return each metric's mean over the runs that have data for it; of one run, the very figures."""
+    if len(summaries) == 1:
+        return dict(summaries[0])
+    told: dict[str, list[float]] = {}
+    for summary in summaries:
+        for name, value in summary.items():
+            told.setdefault(name, []).extend([] if value is None else [value])
+    return {name: fmean(values) if values else None for name, values in told.items()}
+
+
+def _cut(rows: pd.DataFrame, window: Window) -> pd.DataFrame:
+    return rows[rows["time_s"].between(window.start / 1e9, window.end / 1e9)]
+
+
+def _within(samples: pd.DataFrame, window: Window) -> pd.DataFrame:
+    """The samples as if the run began with the window: times and counters count from there."""
+    rows = _cut(samples, window)
+    counted = ["time_s", *(column.name for column in SAMPLES if column.counts)]
+    return rows.assign(**(rows[counted] - rows.groupby("host")[counted].transform("first")))
+
+
+def _started_within(guests: pd.DataFrame, window: Window) -> Summary:
+    """The longest fork of the window. How far guests came with their work is known of their whole lives only."""
+    started = guests[guests["start_s"].between(window.start / 1e9, window.end / 1e9)]
+    return {"fork_s": None if started.empty else float(started["fork_s"].max(skipna=False))}
+
+
+def _worst_within(samples: pd.DataFrame, window: Window) -> Summary:
+    """The longest write, where it is known to have been in the window: the longest so far grew in it, or there was
+    nothing before."""
+    if window.start == 0 or samples.empty:
+        return {}
+    name = "write_latency_worst_ns"
+    before, after = (
+        samples[samples["time_s"] <= time / 1e9].groupby("host")[name].last() for time in (window.start, window.end)
+    )
+    grown = after[after > before]
+    return {name: None if grown.empty else _whole(grown.max())}
 
 
 def _guests(guests: pd.DataFrame) -> Summary:

@@ -1,5 +1,6 @@
 """The result tables as data frames and as Parquet files, typed and annotated by `sim.columns`."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sim.columns import EVENTS, FLEET, GUESTS, HOSTS, SAMPLES, Column
+from sim.results import files
 
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "samples": SAMPLES,
@@ -65,7 +67,14 @@ def write_parquet(table: str, data: pd.DataFrame, path: Path) -> None:
         raise ValueError(f"table {table} does not have the columns of sim.columns: {odd}")
     # pandas' own metadata records library versions, so the bytes would change with an upgrade.
     content = pa.Table.from_pandas(data, schema=schema, preserve_index=False).replace_schema_metadata(None)
-    pq.write_table(content, path, compression="zstd")
+    files.write(path, parquet_bytes(content))
+
+
+def parquet_bytes(content: pa.Table) -> bytes:
+    """The table as a Parquet file; equal tables give equal bytes."""
+    stream = io.BytesIO()
+    pq.write_table(content, stream, compression="zstd")
+    return stream.getvalue()
 
 
 def read_parquet(path: Path) -> pd.DataFrame:

@@ -3,10 +3,10 @@
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator
 
@@ -15,6 +15,7 @@ from sim.errors import At, suggestion
 from sim.units import SECOND, parse_bytes, parse_duration
 
 Number = int | float
+Severity = Literal["error", "warning"]
 
 _EXAMPLE = 'write it like "consolidation_ratio >= 1.6"'
 _LINE = re.compile(r"\s*([A-Za-z_]\w*)\s*(>=|<=|==|!=|>|<)\s*([^\s<>=!].*?)\s*")
@@ -41,6 +42,12 @@ class Verdict:
     actual: Number | None
     met: bool
     margin: Number | None
+    severity: Severity = "error"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it fails the run: it is no mere warning and not met."""
+        return not self.met and self.severity == "error"
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,13 @@ class Expectation:
         metric = _METRICS[name]
         return cls(text=f"{name} {op} {value}", metric=metric, op=op, bound=_bound(value, metric))
 
-    def check(self, summary: Mapping[str, Number | None]) -> Verdict:
+    def check(self, summary: Mapping[str, Number | None], severity: Severity = "error") -> Verdict:
         """Compare with the metric's value in `summary`; a missing, None or NaN value is no data."""
         actual = summary.get(self.metric.name)
         if actual is None or math.isnan(actual):
-            return Verdict(self.text, None, met=False, margin=None)
-        return Verdict(self.text, actual, met=_COMPARE[self.op](actual, self.bound), margin=self._margin(actual))
+            return Verdict(self.text, None, met=False, margin=None, severity=severity)
+        met = _COMPARE[self.op](actual, self.bound)
+        return Verdict(self.text, actual, met, self._margin(actual), severity)
 
     def _margin(self, actual: Number) -> Number:
         match self.op:
@@ -81,6 +89,37 @@ class Expectation:
                 return -abs(actual - self.bound)
             case _:
                 return abs(actual - self.bound)
+
+
+def worst(replications: Sequence[Sequence[Verdict]]) -> list[Verdict]:
+    """Return each expectation's verdict where it fared worst; no data is worse than any value."""
+
+    def standing(verdict: Verdict) -> tuple[bool, float]:
+        return verdict.met, -math.inf if verdict.margin is None else verdict.margin
+
+    return [min(each, key=standing) for each in zip(*replications, strict=True)]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a metric may move: by a share of what it was, or by an amount in its own unit."""
+
+    share: float = 0.0
+    amount: Number = 0
+
+    @classmethod
+    def parse(cls, given: object, metric: Metric) -> "Tolerance":
+        """Return the tolerance that a number, a quantity or a share says. Raises At when it says none."""
+        text = str(given).strip() if isinstance(given, str | int | float) and not isinstance(given, bool) else ""
+        if text.endswith("%") and (percent := _plain(text.removesuffix("%").rstrip())) is not None:
+            return cls(share=percent / 100)
+        if not text or text.startswith("-"):
+            raise At("", "must be how far the metric may move", 'write a share such as "1%", or an amount; 0 is exact')
+        return cls(amount=_size(text, metric))
+
+    def holds(self, before: Number, now: Number) -> bool:
+        """Whether the metric has not moved further than that."""
+        return abs(now - before) <= max(self.amount, self.share * abs(before))
 
 
 def _bound(text: str, metric: Metric) -> Number:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
+from sim import streams
+from sim.columns import METRICS, Window
 from sim.datacenter.blocks import Datacenter
 from sim.document import Document, dump, in_order, read
 from sim.errors import At, Problem, Several, UserError, suggestion
@@ -16,7 +18,7 @@ from sim.host import Assignment, Host
 from sim.memory.guest import Vm
 from sim.memory.image import Captured, Synthetic, Writes, pages_of
 from sim.scale import MOST, has_huge_pages, samples_of, shrunk_host, shrunk_vm, too_few_pages
-from sim.scenario.expect import ExpectationText
+from sim.scenario.expect import ExpectationText, Tolerance, Verdict
 from sim.scenario.points import DERIVED, Axes, Point, expand
 from sim.scenario.published import Claim, Figure, claims
 from sim.units import GIB, MINUTE, SECOND, Block, Bytes, Duration, Name, format_bytes, format_duration
@@ -25,6 +27,10 @@ _SCALES = [1 << power for power in range(MOST.bit_length())]
 _MOST_SAMPLES = 10_000_000
 _MOST_REPEATS = 10_000_000
 _MOST_CLASSES = 65_535
+_MOST_REPLICATIONS = 1_000
+_JUDGING = ("expect", "warn", "tolerances")
+"""What a run is judged by and does not depend on."""
+_METRICS = {metric.name: metric for metric in METRICS}
 
 
 def _parse_scale(value: object) -> object:
@@ -76,8 +82,20 @@ class Scenario(Block):
     """Kinds of guest."""
     datacenter: Datacenter | None = None
     """A control plane that places guests on hosts as they come; unless given, guests are spread in turn beforehand."""
+    warmup: Duration = 0
+    """What the metrics leave out at the beginning: counters count from here on."""
+    measure: Duration | None = Field(default=None, gt=0)
+    """How long the metrics look after that; to the end of the run unless given."""
+    replications: int = Field(default=1, ge=1, le=_MOST_REPLICATIONS)
+    """How often `overcommit sweep`, `check`, `solve` and `compare` run it, each time with another seed that follows
+    from `seed`: metrics are means then, with intervals."""
     expect: tuple[ExpectationText, ...] = ()
     """What must hold at the end: metric, comparison, value."""
+    warn: tuple[ExpectationText, ...] = ()
+    """What should hold and is only told if it does not."""
+    tolerances: dict[str, str | float] = Field(default_factory=dict)
+    """By how much a metric may differ before `overcommit check --baseline` and `compare` mind: a share ("1%") or an
+    amount in its unit; 0 unless given, for the same scenario gives the same bits."""
     sweep: Axes | tuple[Axes, ...] = Field(default_factory=dict)
     """For `overcommit sweep`: paths, as in `--set`, and the values each takes, in every combination; an axis of
     alternatives has a name of its own, and under each alternative's name the paths that it sets. Or a list of such
@@ -104,8 +122,8 @@ class Scenario(Block):
         return data
 
     def digest(self, version: str) -> str:
-        """Name of a result: 12 hexadecimal digits of the resolved scenario, its files and the program's version."""
-        asked = {key: value for key, value in self.resolved().items() if key not in DERIVED}
+        """Name of a result: 12 hexadecimal digits of all that a run depends on, files and the program's version too."""
+        asked = {key: value for key, value in self.resolved().items() if key not in (*DERIVED, *_JUDGING)}
         told = blake2b(f"{version}\n{dump(asked)}".encode(), digest_size=6)
         for image in self.captured():
             told.update(image.path.read_bytes())
@@ -152,6 +170,29 @@ class Scenario(Block):
         if said := self._too_few_pages(self.scale):
             yield At("scale", said, f"write {self.largest_scale()} or less")
 
+    @property
+    def window(self) -> Window | None:
+        """What the metrics are about, if that is not the whole run."""
+        end = self.duration if self.measure is None else self.warmup + self.measure
+        return Window(self.warmup, end) if (self.warmup, end) != (0, self.duration) else None
+
+    @property
+    def runs(self) -> Sequence[Scenario]:
+        """The replications: the scenario itself, and then with seeds of their own. The seeds follow from `seed` alone,
+        so that alternatives meet the same random numbers."""
+        seeds = (streams.key(self.seed, "replication", number) >> 1 for number in range(1, self.replications))
+        once = self.model_copy(update={"replications": 1})
+        return [once, *(once.model_copy(update={"seed": seed}) for seed in seeds)]
+
+    def judge(self, summary: Mapping[str, int | float | None]) -> list[Verdict]:
+        """What becomes of every expectation: those that must hold, then those that should."""
+        must = [each.check(summary) for each in self.expect]
+        return must + [each.check(summary, "warning") for each in self.warn]
+
+    def tolerance(self, metric: str) -> Tolerance:
+        """How far a metric may move."""
+        return Tolerance.parse(self.tolerances[metric], _METRICS[metric]) if metric in self.tolerances else Tolerance()
+
     def captured(self) -> Iterator[Captured]:
         """Captured images, each file once."""
         images = {vm.content.path: vm.content for vm in self.vms if not vm.fork_of and isinstance(vm.content, Captured)}
@@ -183,7 +224,7 @@ class Scenario(Block):
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
         faults = [*self._names(), *self._references(), *self._forks(), *self._writes(), *self._times()]
-        faults += [*self._fleet(), *self._scale()]
+        faults += [*self._fleet(), *self._scale(), *self._window_faults(), *self._tolerance_faults()]
         if faults:
             raise Several(*faults)
         return self
@@ -352,6 +393,28 @@ class Scenario(Block):
                 yield from self._too_often(f"hosts.{i}.mom.main_loop_interval", host.mom.main_loop_interval)
         for i, vm in enumerate(self.vms):
             yield from (_below(f"vms.{i}", fault) for fault in self._times_of(vm))
+
+    def _window_faults(self) -> Iterator[At]:
+        """Ends of the window at which there is no sample, so that nobody knows what the counters were."""
+        end = self.warmup + (self.measure or 0)
+        if self.warmup >= self.duration:
+            yield At("warmup", "leaves nothing of the run", f"write less than {format_duration(self.duration)}")
+        elif end > self.duration:
+            most = format_duration(self.duration - self.warmup)
+            yield At("measure", "goes on after the end of the run", f"write {most} or less, or make duration longer")
+        for name, time in (("warmup", self.warmup), ("measure", end)):
+            if time % self.sample_every and time < self.duration and getattr(self, name):
+                yield At(name, "does not end at a sample", f"write a multiple of {format_duration(self.sample_every)}")
+
+    def _tolerance_faults(self) -> Iterator[At]:
+        for name, given in self.tolerances.items():
+            if name not in _METRICS:
+                yield At(f"tolerances.{name}", "unknown metric", suggestion(name, _METRICS))
+                continue
+            try:
+                Tolerance.parse(given, _METRICS[name])
+            except At as fault:
+                yield At(f"tolerances.{name}", fault.message, fault.remedy)
 
     def _times_of(self, vm: Vm) -> Iterator[At]:
         if vm.start > self.duration:

@@ -343,7 +343,7 @@ def _changed(document: Document, written: Keys) -> Document:
         raise UserError(*problems)
     changed = document
     for path in sorted(keys, key=lambda path: len(keys[path])):
-        changed = changed.copied((*written, path), keys[path])
+        changed = changed.copied(document, (*written, path), keys[path])
     return changed.without(*DERIVED)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -18,14 +17,15 @@ from sim.columns import METRICS
 from sim.document import dump, dump_line
 from sim.errors import At, MachineError, OvercommitError, UserError
 from sim.processes import processors
-from sim.results import kept_summary
-from sim.results.store import explained
-from sim.results.summary import over_hosts
-from sim.results.tables import read_parquet
+from sim.results import Summary, files, kept_summary
+from sim.results.store import explained, locked
+from sim.results.summary import mean, over_hosts
+from sim.results.tables import parquet_bytes, read_parquet
 from sim.run import Result, available_bytes, check_size, package_version
 from sim.run import run as simulate
 from sim.scenario import Scenario
 from sim.sizing import estimate
+from sim.study.intervals import interval
 from sim.study.workers import Died, run_all
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ Outcome = TypeVar("Outcome")
 Progress = Callable[[float, str], None]
 
 TABLE: Final = "points.parquet"
+REPLICATIONS: Final = "replications.parquet"
+INTERVALS: Final = "intervals.parquet"
 TIMELINE: Final = "timeline.parquet"
 FOLLOWED: Final = (
     "guests_running", "mem_used_bytes", "mem_swapped_bytes", "oom_kills", "psi_some_ns", "scan_cpu_ns", "merge_cpu_ns",
@@ -54,6 +56,11 @@ class Failure(NamedTuple):
     trace: str = ""
     """The traceback of a bug."""
 
+    def error(self, where: str) -> OvercommitError:
+        """The failure as an exception, with what it is about."""
+        kinds = {kind.exit_code: kind for kind in (UserError, MachineError)}
+        return kinds.get(self.exit_code, OvercommitError)(f"{where}: {self.text}\n{self.trace}".strip())
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -62,7 +69,9 @@ class Plan:
     scenario: Scenario
     out: Path
     digests: Sequence[str]
-    """Name of each point's result."""
+    """Name of each point's result; of its first replication."""
+    replicas: Sequence[Mapping[str, int]]
+    """Seed of each replication of each point, by the name of its result."""
     left: Mapping[str, Scenario]
     """Points that have no result yet, by digest."""
     jobs: int
@@ -90,6 +99,11 @@ class Swept:
     timeline: pd.DataFrame | None = None
     """What became of each point over time, if the scenario has phases: `point`, its row in the table, `time_s` and
     the columns FOLLOWED, summed over hosts."""
+    replications: pd.DataFrame | None = None
+    """One row per replication of each point, if there are several: `point`, its row in the table, `replication`, its
+    `seed` and result, and the metrics."""
+    intervals: pd.DataFrame | None = None
+    """One row per point and metric then: mean, ends of the 95 % t interval, and of how many runs."""
 
     @property
     def scenario(self) -> Scenario:
@@ -128,13 +142,21 @@ def plan(scenario: Scenario, out: Path, jobs: int | None = None, cluster: str | 
 
     Whether the machines of a cluster have room for a point is found there.
     """
-    if not scenario.points:
+    if not scenario.points and scenario.replications == 1:
         raise UserError(f"{scenario.name}: has no sweep; write sweep: with a path and the values that it takes")
     version = package_version("overcommit")
-    digests = [point.scenario.digest(version) for point in scenario.points]
-    points = {digest: point.scenario for digest, point in zip(digests, scenario.points, strict=True)}
-    left, jobs, cpu_seconds = what_is_left(points, out, jobs, here=cluster is None)
-    return Plan(scenario, out, digests, left, jobs, cpu_seconds, cluster)
+    points = [{run.digest(version): run for run in point.runs} for point in _scenarios(scenario)]
+    runs = {digest: run for point in points for digest, run in point.items()}
+    left, jobs, cpu_seconds = what_is_left(runs, out, jobs, here=cluster is None)
+    replicas = [{digest: run.seed for digest, run in point.items()} for point in points]
+    digests = [next(iter(point)) for point in points]
+    return Plan(scenario, out, digests, replicas, left, jobs, cpu_seconds, cluster)
+
+
+def _scenarios(scenario: Scenario) -> Sequence[Scenario]:
+    """What stands at each point, with its replications; without a sweep the scenario is the only point."""
+    found = [point.scenario.model_copy(update={"replications": scenario.replications}) for point in scenario.points]
+    return found or [scenario]
 
 
 def what_is_left(
@@ -159,7 +181,11 @@ def run_points(todo: Plan, progress: Progress | None = None) -> Swept:
     *progress* is told the share done and what was done last. A point that fails is noted and the others go on.
     """
     failures = run_left(todo.left, todo.out, todo.jobs, progress, "points", todo.cluster)
-    swept = Swept(todo, _table(todo, failures), failures, _timeline(todo) if todo.scenario.phases else None)
+    replications = _replications(todo, failures) if todo.scenario.replications > 1 else None
+    swept = Swept(
+        todo, _table(todo, failures), failures, _timeline(todo) if todo.scenario.phases else None,
+        replications, None if replications is None else _intervals(replications),
+    )  # fmt: skip
     _write(swept)
     return swept
 
@@ -214,6 +240,8 @@ def _run_point(task: tuple[Scenario, Path]) -> Failure | None:
     from sim.results import write
 
     scenario, out = task
+    if kept_summary(scenario.name, scenario.digest(package_version("overcommit")), out) is not None:
+        return None  # another command came first
     kept = _attempted(lambda: write(_simulated(scenario), out))
     return kept if isinstance(kept, Failure) else None
 
@@ -234,7 +262,8 @@ def _find(task: tuple[Scenario, str]) -> Result | Failure:
 
 def _simulated(scenario: Scenario) -> Result:
     # VmHWM, the peak in the manifest, is to be this point's and not that of one before it in this process.
-    Path("/proc/self/clear_refs").write_text("5")
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
     return simulate(scenario)
 
 
@@ -251,22 +280,65 @@ def _attempted(do: Callable[[], Outcome]) -> Outcome | Failure:
 
 
 def _table(todo: Plan, failures: Mapping[str, Failure]) -> pd.DataFrame:
-    """One row per point, in order: axes, how it ended, metrics."""
+    """One row per point, in order: axes, how it ended, metrics; their means if there are replications."""
     import pandas as pd
 
-    points, scenario = todo.scenario.points, todo.scenario
-    summaries = [kept_summary(scenario.name, digest, todo.out) for digest in todo.digests]
-    columns: dict[str, Any] = {path: _column([point.settings[path] for point in points]) for path in axes_of(scenario)}
+    scenario = todo.scenario
+    columns: dict[str, Any] = {
+        path: _column([point.settings[path] for point in scenario.points]) for path in axes_of(scenario)
+    }
+    found = [[kept_summary(scenario.name, digest, todo.out) for digest in point] for point in todo.replicas]
     columns["digest"] = list(todo.digests)
-    columns["error"] = [failures[digest].text if digest in failures else "" for digest in todo.digests]
-    columns["met"] = [
-        summary is not None and all(each.check(summary).met for each in point.scenario.expect)
-        for point, summary in zip(points, summaries, strict=True)
+    columns["error"] = [
+        next((failures[digest].text for digest in point if digest in failures), "") for point in todo.replicas
     ]
+    columns["met"] = [
+        all(summary and not any(each.failed for each in point.judge(summary)) for summary in summaries)
+        for point, summaries in zip(_scenarios(scenario), found, strict=True)
+    ]
+    means = [mean(list(filter(None, summaries))) if all(summaries) else None for summaries in found]
+    return pd.DataFrame({**columns, **_metrics(means, replicated=scenario.replications > 1)})
+
+
+def _metrics(summaries: Sequence[Summary | None], *, replicated: bool = False) -> Mapping[str, pd.Series[Any]]:
+    """A column for each metric. Means need not be whole numbers."""
+    import pandas as pd
+
+    found = {}
     for metric in METRICS:
-        dtype: Any = "float64" if metric.unit in _FRACTIONS else "Int64"  # the one has NaN for no data, the other NA
-        columns[metric.name] = pd.Series([summary and summary[metric.name] for summary in summaries], dtype=dtype)
-    return pd.DataFrame(columns)
+        whole = metric.unit not in _FRACTIONS and not replicated
+        dtype: Any = "Int64" if whole else "float64"  # the one has NA for no data, the other NaN
+        found[metric.name] = pd.Series([summary and summary[metric.name] for summary in summaries], dtype=dtype)
+    return found
+
+
+def _replications(todo: Plan, failures: Mapping[str, Failure]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [
+        {"point": point, "replication": number, "seed": seed, "digest": digest,
+         "error": failures[digest].text if digest in failures else ""}
+        for point, replicas in enumerate(todo.replicas)
+        for number, (digest, seed) in enumerate(replicas.items())
+    ]  # fmt: skip
+    summaries = [kept_summary(todo.scenario.name, str(row["digest"]), todo.out) for row in rows]
+    return pd.DataFrame(rows).assign(**_metrics(summaries))
+
+
+def _intervals(replications: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    def row(point: object, metric: str, values: Sequence[float]) -> Mapping[str, object]:
+        found = interval(values)
+        return {"point": point, "metric": metric, **found._asdict(), "runs": len(values)}
+
+    rows = [
+        row(point, metric.name, values)
+        for point, runs in replications.groupby("point")
+        for metric in METRICS
+        if (values := [float(value) for value in runs[metric.name].dropna()])
+    ]
+    return pd.DataFrame(rows, columns=["point", "metric", "mean", "low", "high", "runs"])
 
 
 def _timeline(todo: Plan) -> pd.DataFrame:
@@ -299,7 +371,6 @@ def _text(value: object) -> str:
 def _write(swept: Swept) -> None:
     """Write the table, the scenario and what failed, each file whole or not at all."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     units = {metric.name: metric for metric in METRICS}
     content = pa.Table.from_pandas(swept.table, preserve_index=False)
@@ -309,22 +380,14 @@ def _write(swept: Swept) -> None:
         for each in content.schema
     ]  # fmt: skip
     traces = [f"{digest}: {each.text}\n{each.trace}" for digest, each in swept.failures.items()]
-    with explained(swept.folder):
+    parts = {REPLICATIONS: swept.replications, INTERVALS: swept.intervals, TIMELINE: swept.timeline}
+    tables = {
+        name: pa.Table.from_pandas(each, preserve_index=False) for name, each in parts.items() if each is not None
+    }
+    with explained(swept.folder), locked(swept.folder.parent):
         swept.folder.mkdir(parents=True, exist_ok=True)
-        with _whole(swept.folder / TABLE) as new:
-            pq.write_table(content.cast(pa.schema(told)), new, compression="zstd")
-        if swept.timeline is not None:
-            with _whole(swept.folder / TIMELINE) as new:
-                pq.write_table(pa.Table.from_pandas(swept.timeline, preserve_index=False), new, compression="zstd")
-        with _whole(swept.folder / "scenario.yaml") as new:
-            new.write_text(dump(swept.scenario.resolved()))
-        with _whole(swept.folder / "errors.txt") as new:
-            new.write_text("\n".join(traces))
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """Yield the name of a new file that becomes *file*."""
-    new = file.with_name(f".{file.name}.new")
-    yield new
-    os.replace(new, file)
+        files.heal(swept.folder)
+        for name, table in {TABLE: content.cast(pa.schema(told)), **tables}.items():
+            files.publish(swept.folder / name, parquet_bytes(table))
+        files.publish(swept.folder / "scenario.yaml", dump(swept.scenario.resolved()).encode())
+        files.publish(swept.folder / "errors.txt", "\n".join(traces).encode(errors="backslashreplace"))

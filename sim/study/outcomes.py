@@ -1,0 +1,75 @@
+"""What became of scenarios, each in all its replications; what was run once is not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sim.errors import OvercommitError
+from sim.results import Summary, kept_summary
+from sim.results.summary import mean
+from sim.run import check_size, package_version
+from sim.scenario import Scenario
+from sim.scenario.expect import Verdict, worst
+from sim.study.sweeps import Failure, Progress, run_left, what_is_left
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a scenario."""
+
+    scenario: Scenario
+    digests: Sequence[str]
+    """The result of each replication."""
+    summaries: Sequence[Summary]
+    """Its metrics; of those that have a result."""
+    failure: Failure | None
+    """Why one has none."""
+
+    @property
+    def verdicts(self) -> Sequence[Verdict]:
+        """Each expectation where it fared worst among the replications."""
+        return worst([self.scenario.judge(summary) for summary in self.summaries])
+
+    @property
+    def kept(self) -> bool:
+        """Whether all that must hold does, in every replication."""
+        return self.failure is None and not any(verdict.failed for verdict in self.verdicts)
+
+    @property
+    def mean(self) -> Summary:
+        """Each metric's mean over the replications."""
+        return mean(self.summaries)
+
+
+def outcomes(
+    scenarios: Iterable[Scenario], out: Path, jobs: int | None = None, progress: Progress | None = None
+) -> tuple[Sequence[Outcome], int]:
+    """Return what became of each of the *scenarios*, and how many runs that took.
+
+    A run that fails, or that this machine cannot do, is noted and the others go on.
+    """
+    version = package_version("overcommit")
+    asked = [(scenario, {run.digest(version): run for run in scenario.runs}) for scenario in scenarios]
+    runs = {digest: run for _, each in asked for digest, run in each.items()}
+    refused = _refused({digest: run for digest, run in runs.items() if kept_summary(run.name, digest, out) is None})
+    left, jobs, _ = what_is_left({digest: run for digest, run in runs.items() if digest not in refused}, out, jobs)
+    failures = {**refused, **run_left(left, out, jobs, progress, "runs")}
+    return [_outcome(scenario, list(each), out, failures) for scenario, each in asked], len(left)
+
+
+def _refused(runs: Mapping[str, Scenario]) -> Mapping[str, Failure]:
+    found: dict[str, Failure] = {}
+    for digest, run in runs.items():
+        try:
+            check_size(run)
+        except OvercommitError as error:
+            found[digest] = Failure(error.exit_code, str(error))
+    return found
+
+
+def _outcome(scenario: Scenario, digests: Sequence[str], out: Path, failures: Mapping[str, Failure]) -> Outcome:
+    kept = [kept_summary(scenario.name, digest, out) for digest in digests if digest not in failures]
+    failure = next((failures[digest] for digest in digests if digest in failures), None)
+    return Outcome(scenario, digests, [summary for summary in kept if summary is not None], failure)
