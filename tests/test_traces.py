@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from traces import make
 
+import sim
 from sim.cli import main
 from sim.columns import PAGE_BYTES
 from sim.datacenter.messages import NEVER, Newcomer
@@ -541,6 +542,28 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     path = os.pathsep.join(sys.path)
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 9 << 10
+
+
+@pytest.mark.slow
+def test_traces_run_in_a_datacenter(tmp_path: Path) -> None:
+    """Guests of two traces, one with CPU use and one with sizes and lives, come and go as they say."""
+    make.write_planetlab(tmp_path / "day", 3, 12)
+    pods(tmp_path / "pods", "1000,8,60,300,60", "1000,16,0,100000,0")
+    arrivals = [
+        {"path": "day", "format": "planetlab", "kinds": ["web"]},
+        {"path": "pods", "format": "openb", "kinds": ["web"]},
+    ]
+    scenario = {
+        "name": "recorded",
+        "duration": "10min",
+        "sample_every": "1min",
+        "hosts": [{"count": 2, "memory": "256MiB", "cores": 4}],
+        "vms": [{"name": "web", "memory": "4MiB"}],
+        "datacenter": {"arrivals": arrivals},
+    }
+    guests = sim.run(sim.parse(scenario, tmp_path)).guests.set_index("guest")
+    assert sorted(guests.index) == ["openb-0", "openb-1", "planetlab-0", "planetlab-1", "planetlab-2"]
+    assert guests.loc["openb-1", "stop_s"] == 300
 
 
 # --- the command and what comes along -----------------------------------------------------------------------------

@@ -84,7 +84,8 @@ class Kinds:
         if newcomer.vcpus is not None:
             changes["vcpus"] = newcomer.vcpus
         if newcomer.levels:
-            changes["activity"] = Activity(every=newcomer.every, levels=newcomer.levels, repeat=False)
+            # Not from a file: the duration is in ns already.
+            changes["activity"] = Activity.model_construct(every=newcomer.every, levels=newcomer.levels, repeat=False)
         return vm.model_copy(update=changes) if changes else vm
 
     def fingerprints(self) -> dict[str, UInt8]:
