@@ -120,8 +120,9 @@ def _simulate_fleet(
     samples, scans = partial("samples", pd.DataFrame(found.samples)), frame("scans", [])
     guests, events = frame("guests", found.guests), [*found.events, *found.plane.events]
     events.sort(key=lambda row: float(str(row["time_s"])))
+    summary = {**summarise(samples, scans, guests, scenario.window), **found.metrics}
     return _Tables(
-        samples, scans, guests, frame("events", events), {**summarise(samples, scans, guests, scenario.window), **found.metrics}, found.work,
+        samples, scans, guests, frame("events", events), summary, found.work,
         frame("fleet", found.plane.fleet), frame("hosts", found.plane.hosts),
     )  # fmt: skip
 

@@ -95,8 +95,10 @@ def test_answers_that_differ_in_anything_are_not_the_same(one: object, other: ob
 
 @pytest.mark.parametrize(("jobs", "parts"), [(1, 3), (2, 2), (3, 3), (6, 6)])
 def test_the_number_of_workers_changes_no_bit(jobs: int, parts: int, alone: History) -> None:
+    before = set(multiprocessing.active_children())
+
     assert told(Crew(Hosts, jobs=jobs), parts_for(parts)) == alone
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_workers_that_die_are_replaced_and_no_bit_changes(tmp_path: Path, alone: History) -> None:
