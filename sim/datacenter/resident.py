@@ -127,6 +127,8 @@ class Resident(Machine):
         )  # fmt: skip
         self.number = number
         self.now = 0
+        self._waited = -1
+        """Time (ns) up to which memory has gone on."""
         self.ended: list[Ended] = []
         self.moved: list[tuple[int, Moved]] = []
         self._migration = migration
@@ -184,6 +186,12 @@ class Resident(Machine):
         while env.peek() <= time:
             self._wait(int(env.peek()))
             env.step()
+
+    def _wait(self, until: int) -> None:
+        """See `Machine`; what happens at one moment finds memory as the first of it did."""
+        if until > self._waited:
+            super()._wait(until)
+            self._waited = until
 
     def hands_over(self, until: int) -> bool:
         """Whether a guest may leave by then."""
