@@ -6,6 +6,7 @@ import pickle
 from math import exp
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from fake_fleet import FakeFleet, scenario
@@ -17,8 +18,10 @@ from sim.datacenter.control import ControlPlane
 from sim.datacenter.demand import Demand
 from sim.datacenter.messages import NEVER, Fail, Newcomer, Receive, Send, Start
 from sim.datacenter.moves import _regression
+from sim.datacenter.power import Powered
 from sim.errors import UserError
 from sim.memory.guest import Vm
+from sim.scenario import parse, schema
 from sim.units import GIB, HOUR, MINUTE, SECOND
 
 WEB = {"name": "web", "memory": "4GiB"}
@@ -390,3 +393,45 @@ def test_a_guest_of_a_trace_that_no_host_can_hold_does_not_wait_for_ever() -> No
     plane._come(Newcomer("b", "web", 0, memory=16 * GIB), 0, again=False)
 
     assert (plane.ledger.refused, len(plane.guests)) == (1, 1)
+
+
+def test_every_rule_can_be_written_down_and_read_back() -> None:
+    asked = scenario(
+        hosts=[
+            {"name": "old", "memory": "16GiB", "power": {"server": "hp-proliant-ml110-g4"}},
+            {"name": "new", "memory": "16GiB", "power": {"watts": [float(50 + step) for step in range(11)]}},
+            {"name": "node", "count": 2, "memory": "16GiB", "power": {"idle": 50, "full": 120}},
+        ],
+        vms=KINDS,
+        datacenter={
+            "epoch": "10min", "report_every": "1h", "placement": "dot-product",
+            "arrivals": [
+                {"kind": "web", "rate": "5/h", "day": [0.1, 1.0, 0.5], "start": "1h", "stop": "20h"},
+                {"kind": "web", "boot_storm": 50, "within": "20min", "at": "8h", "every": "1d"},
+                {"kind": "db", "batch": 2, "every": "2h", "lifetime": {"lognormal": "1h", "sigma": 2.0}},
+            ],
+            "overcommit": {"memory": 1.5, "cpu": 4.0},
+            "admission": {"by": "predicted", "sigmas": 3.0, "reports": 6, "share": "80%", "patience": "1h"},
+            "migration": {"hot": {"cpu": None, "local_regression": 1.2, "psi": "10%", "swapped": "5%"}},
+            "consolidation": {"begin": "22h", "end": "6h"},
+            "evacuations": [{"host": "old-0", "at": "1h"}],
+            "failures": {"mtbf": "30d", "hosts": [{"host": "new-0", "at": "2h"}]},
+        },
+    )  # fmt: skip
+    written = asked.resolved()
+
+    assert parse(written) == asked
+    jsonschema.validate(written, schema())
+    FakeFleet(asked).run()
+
+
+def test_a_server_draws_what_was_measured_and_a_straight_line_between() -> None:
+    power = Powered(scenario(hosts=[{"name": "h", "memory": "8GiB", "cores": 10,
+                                     "power": {"server": "hp-proliant-ml110-g4"}}]).hosts)  # fmt: skip
+    on = np.ones(1, bool)
+
+    drawn = [int(power.watts(np.array([asked]), on)[0]) for asked in (0, 1000, 1500, 10_000, 99_000)]
+
+    assert drawn == [86_000_000, 89_400_000, 91_000_000, 117_000_000, 117_000_000]
+    power.spend(power.watts(np.array([0]), on), on, HOUR)
+    assert power.energy.tolist() == [86 * 3600 * 10**6]
