@@ -41,6 +41,8 @@ class Movers:
         self.evacuated = np.zeros(hosts, bool)
         self.draining = np.zeros(hosts, bool)
         """Hosts that are emptied to be switched off."""
+        self.unused = np.zeros(hosts, bool)
+        """Hosts that were on and empty at the last decision."""
         self.planned: dict[str, Placed] = {}
         """Guests that move or shall move, in the order in which that was decided."""
         self.coming = np.zeros(hosts, np.int64)
@@ -121,17 +123,16 @@ class Movers:
         placed.target, placed.sent = NOWHERE, False
 
     def idle(self, now: int, guests: Guests) -> list[int]:
-        """Hosts to switch off: on, empty and not needed as spares."""
+        """Hosts to switch off: on, empty for a whole epoch, and not needed as spares."""
         rules = self.rules.consolidation
-        if not rules or not rules.holds_at(now):
+        if not rules:
             return []
-        empty = [
-            host
-            for host in np.flatnonzero(self.power.on & ~self.evacuated).tolist()
-            if not guests[host] and not self.coming[host]
-        ]
-        spared = [host for host in empty if not self.draining[host]][: rules.spare_hosts]
-        off = [host for host in empty if host not in set(spared)]
+        unused = np.array([not each for each in guests]) & (self.coming == 0) & self.power.on & ~self.evacuated
+        long, self.unused = np.flatnonzero(unused & self.unused), unused
+        if not rules.holds_at(now):
+            return []
+        spares = [host for host in long.tolist() if not self.draining[host]][: rules.spare_hosts]
+        off = [host for host in long.tolist() if host not in set(spares)]
         self.draining[off] = False
         return off
 
