@@ -101,6 +101,8 @@ class ControlPlane:
         self.guests: dict[str, Placed] = {}
         self.at: list[dict[str, Placed]] = [{} for _ in self.hosts]
         """Guests of each host, without those that are gone by the books."""
+        self.possible: dict[Need, bool] = {}
+        """Whether an empty host would take such a guest."""
         self.waiting: list[Waiting] = []
         self.heard: list[Answer] = []
         self.reports = np.zeros((len(self.hosts), len(REPORT)), np.int64)
@@ -336,6 +338,11 @@ class ControlPlane:
 
     def _ever_fits(self, need: Need) -> bool:
         """Whether an empty host would take the guest."""
+        if need not in self.possible:
+            self.possible[need] = self._would_fit(need)
+        return self.possible[need]
+
+    def _would_fit(self, need: Need) -> bool:
         fits = (self.rooms.largest >= need.memory) & (self.rooms.vcpu_limit >= need.vcpus)
         allowed = self.allowed[need.kind]
         return bool(np.any(fits if allowed is None else fits & allowed))
