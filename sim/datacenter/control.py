@@ -189,17 +189,18 @@ class ControlPlane:
     def _ended(self, ended: Ended) -> None:
         name = str(ended.row["guest"])
         placed = self.guests.pop(name)
-        failed = placed.here <= self.failed_at[placed.host] <= ended.time and not placed.gone
+        # By the books its life may be over all the same: they did not know yet that its host had failed before.
+        failed = placed.here <= self.failed_at[placed.host] <= ended.time < placed.end
         if not placed.gone:
             self._release(placed, reported=failed)
         if not failed:
             self.ledger.ended += 1
             return
-        restart = self.rules.failures is not None and self.rules.failures.restart and placed.end > ended.time
-        if not (restart and self.rules.failures):
+        rules = self.rules.failures
+        if rules and rules.restart:
+            self._later(ended.time + rules.detection, _RESTART, self._reborn(placed, ended.time))
+        else:
             self.ledger.lost += 1
-            return
-        self._later(ended.time + self.rules.failures.detection, _RESTART, self._reborn(placed, ended.time))
 
     def _reborn(self, placed: Placed, failed: int) -> Newcomer:
         """The same guest to be started again, for what is left of its life; its restarts are part of its name."""
