@@ -261,20 +261,39 @@ def main() -> None:
 @_file_argument
 @_set_option
 @_seed_option
+@_jobs_option
+@_cluster_option
 @_out_option
 @_report_option
 @_talks
 @click.pass_obj
-def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None, out: Path, with_report: bool) -> int:
+def run(
+    console: Console,
+    file: Path,
+    overrides: Sequence[str],
+    seed: int | None,
+    jobs: int | None,
+    cluster: str | None,
+    out: Path,
+    with_report: bool,
+) -> int:
     """Simulate FILE, keep the result, and check its expectations.
 
-    The last line printed is the folder of the result.
+    The hosts of a datacenter are spread over processes or over a cluster. The last line printed is the folder of the
+    result.
     """
+    from sim.processes import processors
     from sim.run import run as simulate
     from sim.scenario import load
     from sim.sizing import estimate
 
     scenario = load(file, overrides, seed)
+    _refuse_both(jobs, cluster)
+    if (jobs or cluster is not None) and not scenario.datacenter:
+        raise UserError(
+            f"{scenario.name}: --jobs and --cluster spread the hosts of a datacenter, and this scenario has none; "
+            "leave them out"
+        )
     _refuse_unwritable(out)
     if scenario.points:
         console.say(
@@ -285,7 +304,7 @@ def run(console: Console, file: Path, overrides: Sequence[str], seed: int | None
     if console.verbose:
         console.say(_table(estimate(scenario).rows()))
     with console.progress(scenario.name) as progress:
-        result = simulate(scenario, progress)
+        result = simulate(scenario, progress, jobs or processors(), cluster)
     return _keep(result, out, with_report, console)
 
 

@@ -20,6 +20,7 @@ from sim.cli import main
 from sim.columns import HEADLINES, METRICS
 from sim.document import read
 from sim.errors import MachineError, Problem, UserError
+from sim.processes import processors
 from sim.scenario.expect import Verdict
 
 PROBLEM = Problem(file="x.yaml", line=9, path="hosts.0.ksm.rn", message="unknown key", remedy="did you mean run?")
@@ -34,6 +35,8 @@ class World:
     problems: dict[str, list[Problem]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=lambda: [MET])
     raised_by_run: BaseException | None = None
+    datacenter: object = None
+    workers: list[tuple[int, str | None]] = field(default_factory=list)
     raised_by_report: BaseException | None = None
     loaded: list[tuple[Any, ...]] = field(default_factory=list)
     reports: list[Path] = field(default_factory=list)
@@ -43,10 +46,14 @@ class World:
         self.loaded.append((path, tuple(overrides), seed))
         if str(path) in self.problems:
             raise UserError(*self.problems[str(path)])
-        return SimpleNamespace(name="web", points=(), resolved=lambda: {"name": "web", "hosts": [{"memory": "16GiB"}]})
+        resolved = {"name": "web", "hosts": [{"memory": "16GiB"}]}
+        return SimpleNamespace(name="web", points=(), datacenter=self.datacenter, resolved=lambda: resolved)
 
-    def run(self, scenario: SimpleNamespace, progress: Callable[[float, str], None] | None) -> SimpleNamespace:
+    def run(
+        self, scenario: SimpleNamespace, progress: Callable[[float, str], None] | None, jobs: int, cluster: str | None
+    ) -> SimpleNamespace:
         self.progress.append(progress)
+        self.workers.append((jobs, cluster))
         if self.raised_by_run:
             raise self.raised_by_run
         summary = {metric.name: 3 for metric in METRICS}
@@ -153,6 +160,23 @@ def test_overrides_and_seed_reach_the_scenario_in_order(world: World) -> None:
     call("run", "x.yaml", "--set", "a=1", "--set", "b={c: 2}", "--seed", "7")
 
     assert world.loaded == [(Path("x.yaml"), ("a=1", "b={c: 2}"), 7)]
+
+
+def test_the_hosts_of_a_datacenter_are_spread_over_processes_or_a_cluster(world: World) -> None:
+    world.datacenter = object()
+
+    codes = [call("run", "x.yaml", *options).exit_code for options in ((), ("--jobs", "3"), ("--cluster", "tcp://a:1"))]
+
+    assert codes == [0, 0, 0]
+    assert world.workers == [(processors(), None), (3, None), (processors(), "tcp://a:1")]
+
+
+@pytest.mark.parametrize("options", [("--jobs", "3"), ("--cluster", "tcp://a:1"), ("--jobs", "1", "--cluster", "a")])
+def test_hosts_that_no_control_plane_has_are_not_spread(options: Sequence[str], world: World) -> None:
+    result = call("run", "x.yaml", *options)
+
+    assert (result.exit_code, world.workers) == (2, [])
+    assert "leave" in result.stderr
 
 
 def test_no_report_is_drawn_when_none_is_wanted(world: World) -> None:

@@ -374,6 +374,45 @@ def test_a_sweep_on_a_cluster_has_the_same_bits_though_a_worker_dies(two: Dask, 
         pd.testing.assert_frame_equal(one.samples, other.samples, check_exact=True)
 
 
+FLEET = {
+    "name": "fleet",
+    "duration": "100min",
+    "hosts": [{"name": "node", "count": 3, "memory": "32MiB", "ksm": {"pages_to_scan": 50, "sleep_millisecs": 1000}}],
+    "vms": [
+        {
+            "name": "web",
+            "memory": "4MiB",
+            "count": 12,
+            "every": "7min",
+            "lifetime": "40min",
+            "image": {"parts": [{"name": "a", "pool": "p", "size": "60%", "writes": {"rate": "0.001/s"}}]},
+        }
+    ],
+    "datacenter": {},
+}
+
+
+def test_a_datacenter_has_the_same_bits_in_processes_that_die_and_on_a_cluster(two: Dask) -> None:
+    scenario = sim.parse(FLEET)
+
+    def kill(done: float, text: str) -> None:
+        if abs(done - 0.75) < 0.01:  # three epochs after a checkpoint
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            killed.append(done)
+
+    killed: list[float] = []
+    alone = sim.run(scenario)
+    others = [sim.run(scenario, kill, jobs=2), sim.run(scenario, cluster=two.address)]
+
+    assert len(killed) == 1
+    assert alone.samples["pages_sharing"].max() > 0 and len(alone.guests) == 12
+    for other in others:
+        assert other.summary == alone.summary
+        assert other.manifest["work"] == alone.manifest["work"]
+        for table in ("samples", "guests", "events", "fleet", "hosts"):
+            pd.testing.assert_frame_equal(getattr(other, table), getattr(alone, table), check_exact=True)
+
+
 def test_a_worker_without_the_files_of_a_point_says_so(tmp_path: Path) -> None:
     image = tmp_path / "guest.npz"
     np.savez(image, content=np.ones((1, 4), np.uint32), time_s=np.zeros(1))
