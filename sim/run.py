@@ -52,7 +52,7 @@ def run(scenario: Scenario, progress: Progress | None = None) -> Result:
     tables = _simulate(scenario, scale, progress)
     bars = {}
     if scale > 1:
-        bars = error_bars(tables.summary, [_simulate(scenario, scale * times).summary for times in COARSER])
+        bars = error_bars(tables.summary, [_simulate(scenario, scale * times).summary for times in COARSER], scale)
     manifest = {
         "engine": f"overcommit {package_version('overcommit')}",
         "seed": scenario.seed,
