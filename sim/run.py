@@ -76,7 +76,7 @@ def run(
     else:
         tables = _simulate(scenario, scale, progress)
         if scale > 1:
-            bars = error_bars(tables.summary, [_simulate(scenario, scale * times).summary for times in COARSER])
+            bars = error_bars(tables.summary, [_simulate(scenario, scale * times).summary for times in COARSER], scale)
     versions = {package: package_version(package) for package in _PACKAGES}
     manifest = {
         "engine": f"overcommit {versions['overcommit']}",

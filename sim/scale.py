@@ -10,7 +10,9 @@ guest has many times, as zeros, has 1/n of its copies; a frame for it then stand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -325,6 +327,7 @@ def samples_of(vms: Iterable[Vm], scale: int) -> Mapping[Path, Capture]:
     return samples
 
 
+@lru_cache(maxsize=64)
 def _last(capture: Capture) -> Ints:
     """What each page holds at the end, UNTOUCHED if it never holds anything."""
     last = capture.first.copy()
@@ -333,6 +336,7 @@ def _last(capture: Capture) -> Ints:
     return last
 
 
+@lru_cache(maxsize=64)
 def _occurrences(capture: Capture) -> Ints:
     """(contents, 2) each content and page that ever go together, zeros left out."""
     pages = [np.arange(len(capture.first)), *(pages for _, pages, _ in capture.changes)]
@@ -416,21 +420,25 @@ CHECKED: Final = (
     "ksmd_cpu_percent", "scan_time_s", "stall_percent", "pswpin", "pswpout",
 )  # fmt: skip
 """Metrics that have an error bar."""
+_COUNTED: Final = ("pswpin", "pswpout")
 
 
-def error_bars(summary: Mapping[str, Any], coarser: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """How far the metrics of a run may be off, each in its unit, by those of the same run at COARSER scales.
+def error_bars(summary: Mapping[str, Any], coarser: Sequence[Mapping[str, Any]], scale: int) -> dict[str, float]:
+    """How far the metrics of a run may be off, each in its unit: the largest of three estimates.
 
-    What rounding and frames for single contents do grows with the scale: at twice the scale it is as much again. What
-    chance does grows with its root, so twice the scale has more than this run too. At four times the scale both are at
-    least twice as much again, and the larger of the two estimates counts.
+    Two are from the same run at COARSER scales. What rounding and frames for single contents do grows with the scale,
+    so at twice the scale it is as much again; what chance does grows with its root. At four times the scale both are at
+    least as much twice again. The third is what it would be if pages were drawn one by one: a count of n of them is
+    then off by its root. They are not, each class of pages is in proportion, but two runs may agree by chance.
     """
+    used = max((summary["mem_used_bytes"] or 0) / PAGE_BYTES / scale, 1.0)
     bars = {}
     for name in CHECKED:
         values = [each[name] for each in (summary, *coarser)]
         if None not in values:
             own, double, fourfold = values
-            bars[name] = float(max(abs(double - own), abs(fourfold - own) / 2))
+            drawn = math.sqrt(own * scale) if name in _COUNTED else abs(own) / math.sqrt(used)
+            bars[name] = float(max(abs(double - own), abs(fourfold - own) / 2, drawn))
     return bars
 
 

@@ -55,7 +55,9 @@ POOLED_PAGES, ZSWPIN, ZSWPOUT, ZSWPWB, KSM_STAYS, SWPIN_WAIT_NS, SWPIN_CACHED, U
 POOL_HAS_NO_SLOTS, DISK_TOP, DISK_KEPT = range(60, 63)
 WRITE_WAIT_NS, COPY_WAIT_NS, BIRTHS = range(63, 66)
 """The longest that a write to a page of its own has waited for memory, and that one which copied the page has."""
-COUNTS = 66
+STANDS_FOR, POOL_WHOLE = range(66, 68)
+"""How many pages each page stands for, and the frames of compressed pages if each were one."""
+COUNTS = 68
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
 DIRTY, GUEST, LOOKED, HUGE, ADJACENT, TEMPER = range(6)
@@ -712,22 +714,35 @@ def unmap_to_swap(m: Memory, page: int, now: int) -> None:
 
 @inlined
 def pool_pages(m: Memory, packed: int, stored: int) -> int:
-    """Frames that so many objects of this size take."""
-    zspages = (stored + m.zspage[packed, OBJECTS] - 1) // m.zspage[packed, OBJECTS]
+    """Frames that so many objects of this size take, each standing for as many as a page does, in whole zspages."""
+    zspages = (stored * m.counts[STANDS_FOR] + m.zspage[packed, OBJECTS] - 1) // m.zspage[packed, OBJECTS]
     return int(zspages * m.zspage[packed, ZSPAGE_PAGES])
 
 
 @inlined
-def pool_growth(m: Memory, packed: int) -> int:
-    """Frames that one more compressed page of this size takes: none, or those of a zspage."""
+def one_more(m: Memory, packed: int) -> int:
+    """What `POOL_WHOLE` grows by with one more compressed page of this size: none, or zspages."""
     stored = m.zspage[m.zspage[packed, 0], STORED]
     return pool_pages(m, packed, stored + m.zspage[packed, WEIGHT]) - pool_pages(m, packed, stored)
+
+
+@inlined
+def pool_of(m: Memory, whole: int) -> int:
+    """`POOL` for a `POOL_WHOLE`."""
+    return int((whole + m.counts[STANDS_FOR] - 1) // m.counts[STANDS_FOR])
+
+
+@inlined
+def pool_growth(m: Memory, packed: int) -> int:
+    """Frames that one more compressed page of this size takes."""
+    return int(pool_of(m, m.counts[POOL_WHOLE] + one_more(m, packed)) - m.counts[POOL])
 
 
 @compiled
 def pool_add(m: Memory, packed: int) -> None:
     """Store one more compressed page of this size in memory."""
-    m.counts[POOL] += pool_growth(m, packed)
+    m.counts[POOL_WHOLE] += one_more(m, packed)
+    m.counts[POOL] = pool_of(m, m.counts[POOL_WHOLE])
     m.zspage[m.zspage[packed, 0], STORED] += m.zspage[packed, WEIGHT]
     m.counts[POOLED_PAGES] += 1
 
@@ -736,7 +751,8 @@ def pool_add(m: Memory, packed: int) -> None:
 def pool_remove(m: Memory, packed: int) -> None:
     """Forget a compressed page of this size; those that are left are taken to lie close together."""
     m.zspage[m.zspage[packed, 0], STORED] -= m.zspage[packed, WEIGHT]
-    m.counts[POOL] -= pool_growth(m, packed)
+    m.counts[POOL_WHOLE] -= one_more(m, packed)
+    m.counts[POOL] = pool_of(m, m.counts[POOL_WHOLE])
     m.counts[POOLED_PAGES] -= 1
 
 

@@ -198,9 +198,10 @@ def checksum_of(m: Memory, block: int) -> int:
 
 
 @inlined
-def levels(k: Ksm, tree: int) -> int:
-    """Levels of a balanced tree, with a counter of nodes, that a search for something absent passes."""
-    depth, nodes = 0, k.n[tree] * k.n[SCALE]
+def levels(k: Ksm, nodes: int) -> int:
+    """Levels of a balanced tree that a search for something absent passes; a node stands for as many as a page."""
+    depth = 0
+    nodes *= k.n[SCALE]
     while nodes > 0:
         nodes >>= 1
         depth += 1
@@ -491,7 +492,7 @@ def chosen_dup(m: Memory, k: Ksm, key: int) -> int:
 def stable_search(m: Memory, k: Ksm, page: int, content: int) -> int:
     """Frame of the KSM page with this content that takes one more page, or -1."""
     end_empty_chains(m, k)
-    depth = levels(k, STABLE_TREE)
+    depth = levels(k, k.n[STABLE_TREE])
     spend(k, W_STABLE_LEVEL, descent(depth))
     spend(k, W_COMPARE_BYTE, depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
     if content < 0:
@@ -601,7 +602,7 @@ def promote_pair(m: Memory, k: Ksm, page: int, tree_page: int, content: int) -> 
         return
     key = tree_key(m, k, page, content)
     put_spare(m, k, key, 0)
-    depth = levels(k, STABLE_TREE)
+    depth = levels(k, k.n[STABLE_TREE])
     spend(k, W_STABLE_LEVEL, descent(depth))
     spend(k, W_COMPARE_BYTE, 2 * 4096 + depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
     spend(k, W_PROMOTE, 1)
@@ -657,7 +658,7 @@ def goes_astray(m: Memory, k: Ksm, page: int, tree_page: int) -> bool:
     if share <= 0.0:
         return False
     found = 1.0
-    for depth in range(levels(k, UNSTABLE_TREE) - 3):
+    for depth in range(levels(k, k.n[UNSTABLE_TREE]) - 3):
         found *= 1.0 - share * (0.5 - 0.25 / (1 << depth))
     return bool(luck(k, page) >= found)
 
@@ -691,7 +692,7 @@ def unstable_insert(m: Memory, k: Ksm, page: int) -> None:
 @inlined
 def unstable_search_insert(m: Memory, k: Ksm, page: int, content: int) -> bool:
     """Find an equal page in the unstable tree and merge the two, or insert this one. Returns True if inserted."""
-    depth = levels(k, UNSTABLE_TREE)
+    depth = levels(k, k.n[UNSTABLE_TREE])
     spend(k, W_UNSTABLE_LEVEL, descent(depth))
     spend(k, W_COMPARE_BYTE, depth * k.slot[m.block[page // BLOCK, GUEST], DIFFERS_AT])
     if stops_short(k, page):
@@ -724,9 +725,9 @@ def unstable_search_insert(m: Memory, k: Ksm, page: int, content: int) -> bool:
 def visit_merged(k: Ksm) -> None:
     """The visit of a page whose item is attached to the KSM page it maps: nothing is to be done."""
     spend(k, W_VISIT_KSM, 1)
-    spend(k, W_NODE_LEVEL, levels(k, NODES))
+    spend(k, W_NODE_LEVEL, levels(k, k.n[NODES]))
     if k.n[NODE_HOLDS_PAGE] == 0:
-        spend(k, W_STABLE_LEVEL, descent(levels(k, STABLE_TREE)))
+        spend(k, W_STABLE_LEVEL, descent(levels(k, k.n[STABLE_TREE])))
         spend(k, W_COMPARE_BYTE, 4096)
 
 
@@ -880,12 +881,14 @@ def priced(k: Ksm, kind: int, number: int, times: int) -> int:
 def quiet_work(m: Memory, k: Ksm, block: int, inserted: int, skipped: int, times: int) -> int:
     """Picoseconds for one full scan's visit of a quiet block; counts the work *times* times."""
     merged = int(k.block[block, MERGED])
-    stable, unstable = levels(k, STABLE_TREE), levels(k, UNSTABLE_TREE)
+    # A block that stands for many adds to the tree that it is looked up in.
+    growth = inserted // 2 if k.n[SCALE] > 1 else 0
+    stable, unstable = levels(k, k.n[STABLE_TREE]), levels(k, k.n[UNSTABLE_TREE] + growth)
     searches = merged if k.n[NODE_HOLDS_PAGE] == 0 else 0
     differing = inserted * (stable + unstable) * k.slot[m.block[block, GUEST], DIFFERS_AT]
     return int(
         priced(k, W_VISIT_KSM, merged, times)
-        + priced(k, W_NODE_LEVEL, merged * levels(k, NODES), times)
+        + priced(k, W_NODE_LEVEL, merged * levels(k, k.n[NODES]), times)
         + priced(k, W_VISIT, inserted, times)
         + priced(k, checksum_of(m, block), inserted, times)
         + priced(k, W_INSERT, inserted, times)

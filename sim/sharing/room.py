@@ -186,6 +186,7 @@ class Room:
         self.m.zspage[:, memory.WEIGHT] = 1
         self.m.counts[memory.LIMIT] = site.frames
         self.m.counts[memory.FREE_FRAME] = -1
+        self.m.counts[memory.STANDS_FOR] = site.scale
         self.m.counts[memory.REUSE_LAST_MAPPER] = site.kernel.reuse_last_mapper
         self.m.counts[memory.SPLIT_FREES_ZERO] = site.kernel.split_frees_zero
         self.r = self._pressure(squeeze, guests, site.scale)

@@ -22,7 +22,7 @@ def mixed(count: int, memory: str, parts: list[dict[str, Any]], **more: Any) -> 
 
 
 def written() -> dict[str, Any]:
-    """24 guests of 1 GiB, like a Debian with a service: common pages, duplicates, zeros, a hot part, a warm one."""
+    """24 guests of 1 GiB, each like a Debian with a service: common pages, duplicates, zeros, hot and warm parts."""
     parts = [
         {"name": "os", "size": "18%", "pool": "os", "run": "64KiB"},
         {"name": "app", "size": "12%", "pool": "app", "run": "32KiB"},
