@@ -24,7 +24,7 @@ The package in reading order; a file imports only from what stands above it.
     report/       pictures and one self-contained page
     lab/          the real kernel
     cli           one function per verb
-    pytest_plugin scenario files as tests of pytest
+    pytest_plugin  scenario files as tests of pytest
 """
 
 import sys

@@ -10,24 +10,23 @@ import io
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import sim
-from sim.document import dump
 from sim.errors import MachineError, UserError
 from sim.scenario import Scenario
-from sim.study import plan, run_points, sweeps
+from sim.study import plan, run_points, sweeps, workers
 
-ROOT = Path(__file__).parents[1]
+Process = get_context("fork").Process
 ASKED: dict[str, Any] = {
     "name": "tiny",
     "duration": "2s",
@@ -167,11 +166,24 @@ def attempt(scenario: Scenario, out: Path, known: dict[str, Any]) -> str | None:
 # --- kill -9 -----------------------------------------------------------------------------------------------------
 
 
-def start(file: Path, out: Path) -> subprocess.Popen[bytes]:
-    """A sweep in processes of its own."""
-    command = [sys.executable, "-m", "sim", "sweep", str(file), "--no-report", "--jobs", "2", "--out", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+class Sweep(Process):
+    """A sweep in processes of its own, which have imported and compiled all they need: kills meet it at its work."""
+
+    def __init__(self, scenario: Scenario, out: Path) -> None:
+        super().__init__()
+        self.scenario, self.out = scenario, out
+
+    def run(self) -> None:
+        """Sweep, its workers being copies of this process."""
+        workers._CONTEXT = get_context("fork")  # type: ignore[assignment,misc]
+        run_points(plan(self.scenario, self.out, 2))
+
+
+def start(scenario: Scenario, out: Path) -> Sweep:
+    """A sweep that has begun."""
+    sweep = Sweep(scenario, out)
+    sweep.start()
+    return sweep
 
 
 def children(pid: int) -> list[int]:
@@ -181,29 +193,29 @@ def children(pid: int) -> list[int]:
     return []
 
 
-def kill_often(folder: Path, kills: int, points: int, seed: int = 1, longest: float = 6.0) -> Counter[str]:
+def kill_often(folder: Path, kills: int, points: int, seed: int = 1) -> Counter[str]:
     """Kill a sweep or one of its workers at so many random moments, and go on each time; return what happened.
 
     Whenever a sweep comes to its end, its bits are compared and another begins.
     """
     dice = random.Random(seed)
     scenario = asked(points)
-    file = folder / "tiny.yaml"
-    file.write_text(dump({**ASKED, "sweep": {"hosts.0.ksm.pages_to_scan": list(range(1, points + 1))}}))
-    reference = folder / "reference"
-    inline(scenario, reference, {})
-    expected = bits(reference)
+    inline(scenario, folder / "reference", {})
+    expected = bits(folder / "reference")
+    began = time.monotonic()
+    finish(scenario, folder / "undisturbed")
+    took = time.monotonic() - began
     told: Counter[str] = Counter()
     while told["main killed"] + told["worker killed"] < kills:
         told["sweeps"] += 1
         out = folder / f"out-{told['sweeps']}"
         seen: dict[Path, int] = {}
-        while not whole(out, points):
-            kill_once(file, out, dice, told, longest if told["main killed"] + told["worker killed"] < kills else None)
-            for mark in out.glob("tiny/*/_SUCCESS"):
+        while not whole(out, points) and told["main killed"] + told["worker killed"] < kills:
+            kill_once(scenario, out, dice, told, took / 2)
+            for mark in out.glob("tiny/[!.]*/_SUCCESS"):
                 assert sim.load(mark.parent).summary
                 assert seen.setdefault(mark, mark.stat().st_ino) == mark.stat().st_ino, "computed twice"
-        finish(file, out)
+        finish(scenario, out)
         assert {mark: mark.stat().st_ino for mark in seen} == seen, "computed twice"
         assert bits(out) == expected
         assert leftovers(out) == []
@@ -215,43 +227,36 @@ def whole(out: Path, points: int) -> bool:
     return len(list(out.glob("tiny/[!.]*/_SUCCESS"))) == points
 
 
-def finish(file: Path, out: Path) -> None:
+def finish(scenario: Scenario, out: Path) -> None:
     """Let a sweep end undisturbed."""
-    assert start(file, out).wait(600) == 0
+    sweep = start(scenario, out)
+    sweep.join(600)
+    assert sweep.exitcode == 0
 
 
-def kill_once(file: Path, out: Path, dice: random.Random, told: Counter[str], longest: float | None) -> None:
+def kill_once(scenario: Scenario, out: Path, dice: random.Random, told: Counter[str], longest: float) -> None:
     """Start a sweep and kill it, or a worker, at a random moment; leave no process behind."""
-    sweep = start(file, out)
-    if longest is None:
-        sweep.wait(600)
-        return
-    with suppress(subprocess.TimeoutExpired):
-        sweep.wait(dice.uniform(0.0, longest))
-    workers = [pid for pid in children(sweep.pid) if b"spawn_main" in command_of(pid)]
-    if sweep.poll() is not None:
+    before = len(list(out.glob("tiny/[!.]*/_SUCCESS")))
+    sweep = start(scenario, out)
+    sweep.join(dice.uniform(0.0, longest))
+    pids = children(sweep.pid or 0)
+    if not sweep.is_alive():
         told["ended before"] += 1
-    elif workers and dice.random() < 0.5:
+    elif pids and dice.random() < 0.3:
         with suppress(ProcessLookupError):
-            os.kill(dice.choice(workers), signal.SIGKILL)
+            os.kill(dice.choice(pids), signal.SIGKILL)
         told["worker killed"] += 1
-        sweep.wait(600)  # the point that was in it failed, the others are there
+        sweep.join(600)  # the point that was in it failed, the others are there
     else:
         sweep.kill()
         told["main killed"] += 1
-        told["while points were there"] += any(out.glob("tiny/*/_SUCCESS"))
-        sweep.wait(60)
+        sweep.join(60)
+        told["half written"] += any(out.glob("tiny/.new-*"))
         deadline = time.monotonic() + 60
-        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
             assert time.monotonic() < deadline, "a worker goes on without its sweep"
             time.sleep(0.02)
-
-
-def command_of(pid: int) -> bytes:
-    """How a process was started."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
+    told["points published"] += len(list(out.glob("tiny/[!.]*/_SUCCESS"))) - before
 
 
 def main(kills: int) -> None:

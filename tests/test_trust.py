@@ -1,0 +1,133 @@
+"""A sweep is there whole or not at all, whatever goes wrong; tests/torture.py does the same at length."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torture
+
+from sim.errors import UserError
+from sim.results import files
+from sim.study import plan, run_points
+
+
+def test_operations_that_fail_leave_nothing_half_published_and_lose_nothing(tmp_path: Path) -> None:
+    failed = torture.fail_each(tmp_path, points=1, every=9)
+
+    assert failed.total() >= 6
+    assert {"open", "fsync"} <= failed.keys()
+
+
+def test_what_replaces_a_result_leaves_the_old_one_if_it_fails(tmp_path: Path) -> None:
+    failed = torture.fail_each(tmp_path, points=1, every=14, code=errno.ENOSPC, again=True)
+
+    assert failed.total() >= 4
+
+
+def test_a_file_is_published_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    files.publish(file, b"old")
+    for at in range(1, 20):
+        with torture.failing(tmp_path, at, errno.EIO) as done:
+            try:
+                files.publish(file, b"new" * 1000)
+            except OSError:
+                # Only what comes after the exchange may leave the new one.
+                assert file.read_bytes() == (b"new" * 1000 if "replace" in done[: at - 1] else b"old")
+            else:
+                break
+        assert torture.leftovers(tmp_path) == []
+        files.publish(file, b"old")
+
+    assert at > 5
+    assert file.read_bytes() == b"new" * 1000
+
+
+def test_two_sweeps_into_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    scenario = torture.asked(6)
+    torture.inline(scenario, tmp_path / "alone", {})
+
+    both = [torture.start(scenario, tmp_path / "together") for _ in range(2)]
+    for each in both:
+        each.join(120)
+
+    assert [each.exitcode for each in both] == [0, 0]
+    assert torture.bits(tmp_path / "together") == torture.bits(tmp_path / "alone")
+    assert torture.leftovers(tmp_path / "together") == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "overcommit-test", str(disk)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def free(disk: Path) -> int:
+    """Bytes that a disk has room for."""
+    told = os.statvfs(disk)
+    return told.f_bavail * told.f_bsize
+
+
+def test_a_full_disk_keeps_what_there_was_room_for_and_goes_on_when_there_is_more(small_disk: Path) -> None:
+    scenario, known = torture.asked(4), {}
+    before = free(small_disk)
+    torture.inline(torture.asked(1), small_disk, known)
+    one = before - free(small_disk)
+    (small_disk / "ballast").write_bytes(bytes(free(small_disk) - one // 2))
+
+    failures = torture.inline(scenario, small_disk, known).failures
+
+    assert [failure.exit_code for failure in failures.values()] == [4, 4, 4]
+    assert all("No space left" in failure.text for failure in failures.values())
+    published = list(small_disk.rglob("_SUCCESS"))
+    assert len(published) == 1
+    assert torture.leftovers(small_disk) == []
+    (small_disk / "ballast").unlink()
+    assert len(plan(scenario, small_disk, 1).left) == 3
+    assert not torture.inline(scenario, small_disk, known).failures
+
+
+def test_a_disk_that_cannot_be_written_is_told(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+
+    with pytest.raises(UserError, match="Read-only file system; choose another --out"):
+        torture.inline(torture.asked(1), small_disk, {})
+
+
+def test_a_bug_in_a_point_is_noted_with_its_trace_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sim.study import sweeps
+
+    real = sweeps.simulate
+
+    def faulty(point: object) -> object:
+        if point.hosts[0].ksm.pages_to_scan == 2:  # type: ignore[attr-defined]
+            raise RuntimeError("what nobody thought of")
+        return real(point)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweeps, "simulate", faulty)
+    monkeypatch.setattr(sweeps, "run_all", lambda do, tasks, jobs: enumerate(map(do, tasks)))
+
+    swept = run_points(plan(torture.asked(3), tmp_path, 1))
+
+    assert [bool(error) for error in swept.table["error"]] == [False, True, False]
+    assert "what nobody thought of" in (swept.folder / "errors.txt").read_text()
+    assert "Traceback" in (swept.folder / "errors.txt").read_text()
+
+
+def test_a_sweep_survives_being_killed_at_random_moments(tmp_path: Path) -> None:
+    told = torture.kill_often(tmp_path, kills=4, points=6)
+
+    assert told["main killed"] + told["worker killed"] == 4
