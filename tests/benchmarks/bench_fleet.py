@@ -1,0 +1,126 @@
+"""What datacenters cost: by size, by number of processes, for recorded traces, and for a stream of arrivals.
+
+By hand, where the package is installed: `python tests/benchmarks/bench_fleet.py [TRACES]`, with the folder of the real
+traces if there is one (`planetlab/20110303` and `alibaba` in it); `--large` for ten thousand hosts as well.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench_speed import show
+
+from sim.datacenter.arrivals import newcomers
+from sim.run import run
+from sim.scenario import parse
+
+SCENARIOS = Path(__file__).parents[2] / "scenarios"
+PARTS = [
+    {"name": "system", "size": "20%", "pool": "debian"},
+    {"name": "heap", "size": "40%", "writes": {"rate": "0.001/s"}},
+    {"name": "empty", "size": "10%", "zero": True},
+]
+
+
+def fleet(hosts: int) -> dict[str, Any]:
+    """So many hosts of 256 GiB with 20 guests each on average, for a day; a tenth of the guests comes and goes."""
+    return {
+        "name": f"fleet-{hosts}", "duration": "24h", "sample_every": "1h", "scale": 4096,
+        "hosts": [{
+            "name": "large", "memory": "256GiB", "count": hosts, "cores": 64, "ksm": {},
+            "power": {"idle": 90, "full": 250},
+        }],
+        "vms": [
+            {"name": "web", "memory": "8GiB", "vcpus": 4, "image": {"parts": PARTS}},
+            {"name": "database", "memory": "16GiB", "vcpus": 4, "image": {"parts": PARTS}},
+        ],
+        "datacenter": {
+            "report_every": "1h", "overcommit": {"memory": 1.2}, "placement": "worst-fit",
+            "arrivals": [
+                {"kind": "web", "batch": 13 * hosts}, {"kind": "database", "batch": 5 * hosts},
+                {"kind": "web", "rate": f"{hosts * 84 // 1000}/h", "lifetime": {"exponential": "24h"}},
+            ],
+        },
+    }  # fmt: skip
+
+
+def cost(hosts: int, jobs: int = 1) -> tuple[float, float, dict[str, Any]]:
+    """CPU seconds, wall seconds and summary of a day."""
+    result = run(parse(fleet(hosts)), jobs=jobs)
+    return result.manifest["cpu_s"], result.manifest["wall_s"], result.summary
+
+
+def by_size(sizes: tuple[int, ...]) -> None:
+    """Cost of a host-hour, which must not grow with the fleet; what 20 hosts take is what any run takes."""
+    cost(20)
+    base, _, _ = cost(20)
+    each = {}
+    for hosts in sizes:
+        spent, _, summary = cost(hosts)
+        each[hosts] = (spent - base) / (hosts - 20) / 24
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        print(f"{hosts:,} hosts, {summary['guests_running']:,} guests: {spent:.1f} s of CPU, peak so far {peak:,} MiB")
+        if hosts >= 10_000:
+            show("CPU of 10,000 hosts for 24 h", f"{spent / 60:.1f} min", "< 30 min", spent < 1800)
+            show("memory of that", f"{peak / 1024:.1f} GiB", "< 12 GiB", peak < 12 << 10)
+    spread = max(each.values()) / min(each.values())
+    print(", ".join(f"{hosts:,} hosts: {1e3 * spent:.2f} ms per host-hour" for hosts, spent in each.items()))
+    show("dearest host-hour / cheapest", f"{spread:.2f}", "<= 1.10", spread <= 1.10)
+
+
+def by_processes() -> None:
+    """Wall time of 1,000 hosts in two processes against one."""
+    _, one, summary = cost(1000)
+    _, two, other = cost(1000, jobs=2)
+    assert summary == other
+    show("efficiency of two processes", f"{one / two / 2:.2f}", ">= 0.8", one / two / 2 >= 0.8)
+
+
+def of_traces(folder: Path) -> None:
+    """The whole program for a recorded day and a recorded cluster."""
+    for name, trace, bar, memory in (
+        ("fleet-planetlab", "planetlab/20110303", 6, 4 << 10),
+        ("fleet-openb", "alibaba/openb_pod_list_default.csv", 120, 4 << 10),
+    ):
+        path = SCENARIOS / f"{name}.yaml"
+        days = ["--set", "duration=150d"] if "openb" in name else []
+        command = [sys.executable, "-m", "sim", "run", "-q", str(path), "--jobs", "1", "--out", "/tmp/bench-fleet",
+                   "--set", f"datacenter.arrivals.0.path={folder / trace}", *days]  # fmt: skip
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=False, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        show(f"CPU of {name}, {trace}", f"{spent:.1f} s", f"<= {bar} s", spent <= bar)
+        show("memory of that", f"{after.ru_maxrss >> 10} MiB", f"< {memory} MiB", after.ru_maxrss >> 10 < memory)
+
+
+def stream(number: int = 10_000_000) -> None:
+    """Memory that arrivals take which are asked for one by one."""
+    data = fleet(10)
+    data["datacenter"]["arrivals"] = [{"kind": "web", "rate": f"{number}/d", "lifetime": {"exponential": "10min"}}]
+    scenario = parse(data)
+    assert scenario.datacenter is not None
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    come = sum(1 for _ in newcomers(scenario.datacenter, scenario.vms, 1, scenario.duration, {}))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+    print(f"{come:,} arrivals in {time.process_time() - began:.0f} s of CPU")
+    show("memory that they take", f"{grown} MiB", "< 64 MiB", grown < 64)
+
+
+def main() -> None:
+    """Print every figure against its bar."""
+    arguments = [each for each in sys.argv[1:] if not each.startswith("--")]
+    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
+    stream()
+    if arguments:
+        of_traces(Path(arguments[0]))
+    by_processes()
+    by_size((100, 1000, 10_000) if "--large" in sys.argv else (100, 1000))
+
+
+if __name__ == "__main__":
+    main()
