@@ -6,6 +6,7 @@ as this machine is.
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 import warnings
@@ -166,10 +167,11 @@ def _client(address: str) -> Client:
             return Client(address, timeout=PATIENCE_S, set_as_default=False, name="overcommit")
     except (OSError, ValueError, TypeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"--cluster {address}: no Dask scheduler can be reached there ({said}); "
-            "give the address that `dask scheduler` printed, such as tcp://10.0.0.1:8786"
-        ) from None
+    gc.collect()  # the client that failed closes itself now: while the next one starts, Dask would wait for itself
+    raise UserError(
+        f"--cluster {address}: no Dask scheduler can be reached there ({said}); "
+        "give the address that `dask scheduler` printed, such as tcp://10.0.0.1:8786"
+    )
 
 
 @contextmanager

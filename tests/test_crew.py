@@ -32,6 +32,7 @@ from sim.cluster import build, connected, differences
 from sim.datacenter.crew import Crew, same, split
 from sim.document import dump
 from sim.errors import MachineError, UserError
+from sim.results import write
 from sim.study import plan, run_points, sweeps
 from sim.study.sweeps import TABLE
 
@@ -344,36 +345,6 @@ def test_a_cluster_forgets_the_hosts_of_a_run_that_was_killed(
         wait_until(lambda: list(cluster.client.run(actors).values()) == [0, 0])
 
 
-SWEPT = {
-    "name": "small",
-    "duration": "20s",
-    "hosts": [{"memory": "256MiB", "ksm": {"pages_to_scan": 2000}}],
-    "vms": [
-        {"name": "web", "count": 2, "memory": "16MiB", "image": {"parts": [{"name": "a", "pool": "p", "size": "100%"}]}}
-    ],
-    "sweep": {"hosts.0.ksm.pages_to_scan": [0, 1000, 2000], "vms.web.count": [2, 3]},
-}
-
-
-def test_a_sweep_on_a_cluster_has_the_same_bits_though_a_worker_dies(two: Dask, tmp_path: Path) -> None:
-    scenario = sim.parse(SWEPT)
-    here = run_points(plan(scenario, tmp_path / "here", jobs=1))
-
-    def kill(done: float, text: str) -> None:
-        if text == "1 of 6 points":
-            two.kill_one()
-
-    there = run_points(plan(scenario, tmp_path / "there", cluster=two.address), kill)
-    again = plan(scenario, tmp_path / "there", cluster="tcp://127.0.0.1:1")
-
-    assert two.alive() == 1
-    assert not there.failures and not again.left
-    assert (there.folder / TABLE).read_bytes() == (here.folder / TABLE).read_bytes()
-    for digest in here.plan.digests:
-        one, other = (sim.load(swept.plan.out / "small" / digest) for swept in (here, there))
-        pd.testing.assert_frame_equal(one.samples, other.samples, check_exact=True)
-
-
 FLEET = {
     "name": "fleet",
     "duration": "100min",
@@ -411,6 +382,38 @@ def test_a_datacenter_has_the_same_bits_in_processes_that_die_and_on_a_cluster(t
         assert other.manifest["work"] == alone.manifest["work"]
         for table in ("samples", "guests", "events", "fleet", "hosts"):
             pd.testing.assert_frame_equal(getattr(other, table), getattr(alone, table), check_exact=True)
+
+
+SWEPT = {
+    "name": "small",
+    "duration": "20s",
+    "hosts": [{"memory": "256MiB", "ksm": {"pages_to_scan": 2000}}],
+    "vms": [
+        {"name": "web", "count": 2, "memory": "16MiB", "image": {"parts": [{"name": "a", "pool": "p", "size": "100%"}]}}
+    ],
+    "sweep": {"hosts.0.ksm.pages_to_scan": [0, 1000, 2000], "vms.web.count": [2, 3]},
+}
+
+
+def test_a_sweep_on_a_cluster_has_the_same_bits_though_a_worker_dies(two: Dask, tmp_path: Path) -> None:
+    scenario = sim.parse(SWEPT)
+    for point in scenario.points:
+        write(sim.run(point.scenario), tmp_path / "here")
+    here = run_points(plan(scenario, tmp_path / "here"))
+
+    def kill(done: float, text: str) -> None:
+        if text == "1 of 6 points":
+            two.kill_one()
+
+    there = run_points(plan(scenario, tmp_path / "there", cluster=two.address), kill)
+    again = plan(scenario, tmp_path / "there", cluster="tcp://127.0.0.1:1")
+
+    assert two.alive() == 1
+    assert not there.failures and not again.left
+    assert (there.folder / TABLE).read_bytes() == (here.folder / TABLE).read_bytes()
+    for digest in here.plan.digests:
+        one, other = (sim.load(swept.plan.out / "small" / digest) for swept in (here, there))
+        pd.testing.assert_frame_equal(one.samples, other.samples, check_exact=True)
 
 
 def test_a_worker_without_the_files_of_a_point_says_so(tmp_path: Path) -> None:
@@ -472,20 +475,6 @@ def test_differences_name_each_version() -> None:
     assert differences(build(), build()) == ""
 
 
-def test_a_lost_scheduler_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("distributed", reason="Dask is not installed")
-    dask = Dask(tmp_path)
-    try:
-        dask.ensure(1)
-        monkeypatch.setattr("sim.cluster.PATIENCE_S", 1)
-        with pytest.raises(MachineError, match="the scheduler is lost"), Crew(Hosts, cluster=dask.address) as crew:
-            crew.begin(parts_for(1))
-            dask.kill_scheduler()
-            crew.advance([fake_hosts.Told(0, dict.fromkeys(range(HOSTS), 0))])
-    finally:
-        dask.end()
-
-
 @pytest.mark.parametrize(
     "address",
     ["tcp://127.0.0.1:1", "127.0.0.1:1", "tcp://no-such-host.invalid:8786", "tcp://", "http://127.0.0.1:1", "", "x"],
@@ -503,3 +492,13 @@ def test_without_dask_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with pytest.raises(UserError, match=r"pip install 'overcommit\[cluster\]'"):
         Crew(Hosts, cluster="tcp://127.0.0.1:1")
+
+
+def test_a_lost_scheduler_ends_the_run(two: Dask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one here: it takes the cluster with it."""
+    monkeypatch.setattr("sim.cluster.PATIENCE_S", 1)
+
+    with pytest.raises(MachineError, match="the scheduler is lost"), Crew(Hosts, cluster=two.address) as crew:
+        crew.begin(parts_for(1))
+        two.kill_scheduler()
+        crew.advance([fake_hosts.Told(0, dict.fromkeys(range(HOSTS), 0))])
