@@ -6,6 +6,7 @@ import tracemalloc
 from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 from fake_fleet import scenario
 
 from sim.datacenter.arrivals import newcomers, read_traces
+from sim.datacenter.control import ControlPlane
 from sim.datacenter.messages import NEVER, Newcomer
+from sim.scenario import parse
 from sim.units import DAY, HOUR, MINUTE, SECOND
 
 
@@ -131,3 +134,32 @@ def test_arrivals_are_streamed_and_not_held() -> None:
 
     peak(1000)
     assert peak(80_000) < 1.2 * peak(10_000)
+
+
+def test_a_trace_is_a_source_like_any_other_and_says_which_rows_it_left_out(tmp_path: Path) -> None:
+    header = (
+        "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec,qos,pod_phase,creation_time,deletion_time,scheduled_time"
+    )
+    rows = [f"pod-{n},2000,1024,0,0,,LS,Running,{60 * n},{60 * n + 600},{60 * n}" for n in range(20)]
+    rows[7] = "pod-7,2000,oops,0,0,,LS,Running,420,1020,420"
+    (tmp_path / "pods.csv").write_text("\n".join([header, *rows]) + "\n")
+    sources = [
+        {"path": "pods.csv", "format": "openb", "kinds": ["web", "db"]},
+        {"kind": "web", "batch": 2, "at": "5min"},
+    ]
+    asked = parse(
+        {
+            "name": "fleet", "duration": "15min", "hosts": [{"memory": "64GiB"}], "datacenter": {"arrivals": sources},
+            "vms": [{"name": "web", "memory": "4GiB"}, {"name": "db", "memory": "4GiB"}],
+        },
+        tmp_path,
+    )  # fmt: skip
+    plane = ControlPlane(asked)
+    for now in range(0, asked.duration, plane.rules.epoch):
+        plane.decide(now)
+
+    names = {placed.guest.name for placed in plane.guests.values()}
+    assert plane.ledger.arrivals == 14 + 2
+    assert {"openb-0", "openb-13", "web-0", "web-1"} < names and "openb-14" not in names
+    (row,) = (event for event in plane.finish().events if event["kind"] == "trace-rows")
+    assert "1 of 20 rows left out" in str(row["detail"])
