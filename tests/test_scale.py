@@ -94,20 +94,19 @@ def test_compressed_pages_take_as_much_memory() -> None:
     whole, small = run(scenario(**about)), run(scenario(16, **about))
 
     assert whole.summary["mem_swapped_bytes"]
-    assert ratio(small, whole, "compression_ratio") == pytest.approx(1, abs=0.01)
+    assert ratio(small, whole, "compression_ratio") == pytest.approx(1, abs=0.04)  # 2,000 sizes are drawn, not 32,000
     assert ratio(small, whole, "mem_swapped_bytes") == pytest.approx(1, abs=0.02)
     assert ratio(small, whole, "cpu_swap_percent") == pytest.approx(1, abs=0.03)
 
 
 def test_sizes_read_as_they_were_written() -> None:
-    small = run(scenario(64, duration="10s"))
+    full: dict[str, Any] = {"guest": {"image": {"parts": [{"name": "own", "size": "100%"}]}}, "duration": "10s"}
+    whole, small = run(scenario(**full)), run(scenario(64, **full))
 
     assert set(small.samples["mem_total_bytes"]) == {4 * GIB}
     assert set(small.samples["mem_promised_bytes"]) == {1 * GIB}
-    assert set(small.guests["memory_bytes"]) == {256 * MIB}
-    assert (
-        small.guests["page_tables_bytes"].tolist() == run(scenario(duration="10s")).guests["page_tables_bytes"].tolist()
-    )
+    for name in ("memory_bytes", "touched_bytes", "page_tables_bytes"):
+        assert small.guests[name].tolist() == whole.guests[name].tolist()
 
 
 def test_every_count_is_known_to_grow_or_not() -> None:
