@@ -19,7 +19,7 @@ from sim.run import Result, run
 from sim.scale import enlarged, enlarged_guest, error_bars, samples_of, shrunk_host, shrunk_vm
 from sim.scenario import Scenario, parse
 from sim.sizing import chosen_scale, estimate
-from sim.units import GIB, MIB
+from sim.units import GIB
 
 KEPT = {"full_scans", "guests_running", "oom_kills", "cores", "pages_to_scan", "allocstall"}
 """Counts that do not grow in proportion to the pages, and settings."""
@@ -94,9 +94,10 @@ def test_compressed_pages_take_as_much_memory() -> None:
     whole, small = run(scenario(**about)), run(scenario(16, **about))
 
     assert whole.summary["mem_swapped_bytes"]
-    assert ratio(small, whole, "compression_ratio") == pytest.approx(1, abs=0.04)  # 2,000 sizes are drawn, not 32,000
-    assert ratio(small, whole, "mem_swapped_bytes") == pytest.approx(1, abs=0.02)
-    assert ratio(small, whole, "cpu_swap_percent") == pytest.approx(1, abs=0.03)
+    # Some 2,000 sizes are drawn instead of 36,000, and pages swapped out are those and what a batch takes too many.
+    assert ratio(small, whole, "compression_ratio") == pytest.approx(1, abs=0.04)
+    assert ratio(small, whole, "mem_swapped_bytes") == pytest.approx(1, abs=0.06)
+    assert ratio(small, whole, "cpu_swap_percent") == pytest.approx(1, abs=0.08)
 
 
 def test_sizes_read_as_they_were_written() -> None:
