@@ -1,5 +1,6 @@
 """`scale: n`: what is divided and multiplied, what a scaled run may lose, and what it says of that."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,8 @@ def test_auto_takes_the_least_scale_that_keeps_the_budget() -> None:
 
 
 def test_a_scenario_too_large_for_this_machine_is_told_the_scale_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.run.available_bytes", lambda: estimate(scenario(4)).memory_bytes)
+    fits = estimate(scenario(4)).memory_bytes
+    monkeypatch.setattr(sys.modules["sim.run"], "available_bytes", lambda: fits)
 
     with pytest.raises(MachineError, match=r"write scale: 4, or give fewer or smaller guests"):
         run(scenario())
