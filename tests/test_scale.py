@@ -22,7 +22,7 @@ from sim.scenario import Scenario, parse
 from sim.sizing import chosen_scale, estimate
 from sim.units import GIB
 
-KEPT = {"full_scans", "guests_running", "oom_kills", "cores", "pages_to_scan", "allocstall"}
+KEPT = {"full_scans", "hosts", "guests_running", "oom_kills", "cores", "pages_to_scan", "allocstall"}
 """Counts that do not grow in proportion to the pages, and settings."""
 PARTS = [
     {"name": "os", "size": "20%", "pool": "os", "run": "64KiB"},
