@@ -1,5 +1,6 @@
 """`scale: n`: what is divided and multiplied, what a scaled run may lose, and what it says of that."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from sim.run import Result, run
 from sim.scale import enlarged, enlarged_guest, error_bars, samples_of, shrunk_host, shrunk_vm
 from sim.scenario import Scenario, parse
 from sim.sizing import chosen_scale, estimate
-from sim.units import GIB, MIB
+from sim.units import GIB
 
-KEPT = {"full_scans", "guests_running", "oom_kills", "cores", "pages_to_scan", "allocstall"}
+KEPT = {"full_scans", "hosts", "guests_running", "oom_kills", "cores", "pages_to_scan", "allocstall"}
 """Counts that do not grow in proportion to the pages, and settings."""
 PARTS = [
     {"name": "os", "size": "20%", "pool": "os", "run": "64KiB"},
@@ -58,24 +59,22 @@ def test_a_small_fleet_keeps_the_stated_error() -> None:
     assert small.summary["full_scans"] == pytest.approx(whole.summary["full_scans"], abs=1)
 
 
-@pytest.mark.parametrize("pages_to_scan", [10, 100, 1000, 5000])
+@pytest.mark.parametrize("pages_to_scan", [20, 200, 5000])
 def test_ksmd_goes_at_the_real_pace_whatever_a_batch_is(pages_to_scan: int) -> None:
     image = {"parts": [{"name": "own", "size": "100%"}]}
     about: dict[str, Any] = {
         "host": {"ksm": {"pages_to_scan": pages_to_scan, "smart_scan": 0}},
-        "guest": {"count": 1, "memory": "64MiB", "image": image},
-        "duration": f"{max(400_000 // pages_to_scan, 60)}s" if pages_to_scan < 1000 else "1min",
+        "guest": {"count": 1, "memory": "512MiB", "image": image},
+        "duration": f"{1_200_000 // pages_to_scan + 60}s",
         "sample_every": "1min",
     }
-    whole, small = run(scenario(**about)), run(scenario(64, **about))
+    whole, small = run(scenario(**about)), run(scenario(16, **about))
 
-    def scans(result: Result) -> float:
-        pages = result.samples["pages_scanned"]
-        return float(pages.iloc[-1])
-
-    assert scans(small) == pytest.approx(scans(whole), rel=0.02)
+    pages = [result.samples["pages_scanned"].iloc[-1] for result in (small, whole)]
+    batches = [result.manifest["work"]["batch"] for result in (small, whole)]
+    assert pages[0] == pytest.approx(pages[1], rel=0.02)
+    assert batches[0] == pytest.approx(batches[1], rel=0.02)
     assert ratio(small, whole, "ksmd_cpu_percent") == pytest.approx(1, abs=0.03)
-    assert small.manifest["work"]["batch"] == pytest.approx(whole.manifest["work"]["batch"], rel=0.02)
 
 
 def test_a_tuner_reads_and_writes_real_figures() -> None:
@@ -96,20 +95,20 @@ def test_compressed_pages_take_as_much_memory() -> None:
     whole, small = run(scenario(**about)), run(scenario(16, **about))
 
     assert whole.summary["mem_swapped_bytes"]
-    assert ratio(small, whole, "compression_ratio") == pytest.approx(1, abs=0.01)
-    assert ratio(small, whole, "mem_swapped_bytes") == pytest.approx(1, abs=0.02)
-    assert ratio(small, whole, "cpu_swap_percent") == pytest.approx(1, abs=0.03)
+    # Some 2,000 sizes are drawn instead of 36,000, and pages swapped out are those and what a batch takes too many.
+    assert ratio(small, whole, "compression_ratio") == pytest.approx(1, abs=0.04)
+    assert ratio(small, whole, "mem_swapped_bytes") == pytest.approx(1, abs=0.06)
+    assert ratio(small, whole, "cpu_swap_percent") == pytest.approx(1, abs=0.08)
 
 
 def test_sizes_read_as_they_were_written() -> None:
-    small = run(scenario(64, duration="10s"))
+    full: dict[str, Any] = {"guest": {"image": {"parts": [{"name": "own", "size": "100%"}]}}, "duration": "10s"}
+    whole, small = run(scenario(**full)), run(scenario(64, **full))
 
     assert set(small.samples["mem_total_bytes"]) == {4 * GIB}
     assert set(small.samples["mem_promised_bytes"]) == {1 * GIB}
-    assert set(small.guests["memory_bytes"]) == {256 * MIB}
-    assert (
-        small.guests["page_tables_bytes"].tolist() == run(scenario(duration="10s")).guests["page_tables_bytes"].tolist()
-    )
+    for name in ("memory_bytes", "touched_bytes", "page_tables_bytes"):
+        assert small.guests[name].tolist() == whole.guests[name].tolist()
 
 
 def test_every_count_is_known_to_grow_or_not() -> None:
@@ -160,7 +159,7 @@ SHARES = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(lambda each
 def test_parts_keep_their_sizes_to_a_page_and_fit(shares: list[int], mebibytes: int, power: int) -> None:
     scale = 1 << power
     parts = [{"name": f"p{i}", "size": f"{share}%"} for i, share in enumerate(shares)]
-    vm = Vm.model_validate({"name": "g", "memory": f"{mebibytes}MiB", "image": {"parts": parts}})
+    vm = Vm.model_validate({"name": "g", "memory": f"{mebibytes}MiB", "image": {"parts": tuple(parts)}})
     small = shrunk_vm(vm, scale)
     assert isinstance(vm.content, Synthetic) and isinstance(small.content, Synthetic)
     real = [pages_of(part.size, vm.pages) for part in vm.content.parts]
@@ -176,7 +175,7 @@ def test_accesses_are_as_many(pages: int, power: int, hot: int, zipf: float | No
     scale = 1 << power
     skew = {"zipf": zipf} if zipf else {"hot": f"{hot}%", "hot_reads": "90%"}
     part = {"name": "heap", "size": "100%", "reads": {"rate": "1/s", **skew}}
-    vm = Vm.model_validate({"name": "g", "memory": f"{pages * scale * 4}KiB", "image": {"parts": [part]}})
+    vm = Vm.model_validate({"name": "g", "memory": f"{pages * scale * 4}KiB", "image": {"parts": (part,)}})
 
     def total(vm: Vm) -> float:
         assert isinstance(vm.content, Synthetic) and vm.content.parts[0].reads
@@ -301,7 +300,8 @@ def test_auto_takes_the_least_scale_that_keeps_the_budget() -> None:
 
 
 def test_a_scenario_too_large_for_this_machine_is_told_the_scale_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.run.available_bytes", lambda: estimate(scenario(4)).memory_bytes)
+    fits = estimate(scenario(4)).memory_bytes
+    monkeypatch.setattr(sys.modules["sim.run"], "available_bytes", lambda: fits)
 
     with pytest.raises(MachineError, match=r"write scale: 4, or give fewer or smaller guests"):
         run(scenario())
