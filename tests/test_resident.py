@@ -21,7 +21,8 @@ from sim.datacenter.messages import (
     Stop,
 )
 from sim.datacenter.migration import Migration, precopy
-from sim.datacenter.shard import WINDOW, Shard, Spec
+from sim.datacenter.shard import WINDOW, Shard, Spec, digest_of_files
+from sim.errors import UserError
 from sim.memory.image import OWN, UNTOUCHED
 from sim.scenario import parse
 from sim.units import HOUR, MIB, MINUTE, SECOND
@@ -52,6 +53,7 @@ def spec(hosts: int = 4, numbers: Sequence[int] | None = None, **host: Any) -> S
     return Spec(
         hosts=names, numbers=range(hosts) if numbers is None else numbers, vms=scenario.vms, seed=1,
         duration=scenario.duration, scale=1, migration=Migration(), fingerprints=True,
+        files=digest_of_files(scenario.hosts, scenario.vms),
     )  # fmt: skip
 
 
@@ -274,3 +276,8 @@ def test_a_guest_that_writes_faster_than_the_network_is_stopped_after_the_last_r
     assert course.rounds == 31
     assert course.sent_pages == 31 * 1000
     assert course.downtime_ns == SECOND
+
+
+def test_a_worker_with_other_files_is_refused() -> None:
+    with pytest.raises(UserError, match="has not the images and prices of this scenario"):
+        Shard(replace(spec(), files="0123456789abcdef"))

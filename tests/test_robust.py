@@ -179,6 +179,7 @@ _AS_NOBODY = """
 import os, pwd, sys
 import sim.cli, sim.results, sim.run, sim.scenario
 scenario = sim.scenario.load(sys.argv[1])
+sim.run.package_version("overcommit")  # all that is imported late must be so before nobody may read it
 sim.scenario.load = lambda *arguments: scenario
 os.setuid(pwd.getpwnam("nobody").pw_uid)
 sim.cli.main(["run", sys.argv[1], "--out", sys.argv[2]])
@@ -234,7 +235,7 @@ def test_more_guests_than_page_numbers_are_refused_whatever_the_machine_has(tmp_
     result = overcommit("run", write_scenario(tmp_path, huge), "--out", tmp_path / "out")
 
     assert result.returncode == 2
-    assert result.stderr == "huge: a host would hold 8.79TiB of guests, more than 4TiB; spread them over more hosts\n"
+    assert result.stderr == "huge: a host would hold 8.79TiB of guests, more than 4TiB; write scale: 4, or spread them over more hosts\n"
 
 
 @pytest.mark.parametrize("verb", ["explain", "list", "schema"])

@@ -14,7 +14,7 @@ from sim.datacenter.control import ControlPlane, Question
 from sim.datacenter.crew import WINDOW, Crew, split
 from sim.datacenter.ledger import Tables
 from sim.datacenter.messages import REPORT, SUMMED, Answer, Ended, Int64, Order, Orders, UInt8
-from sim.datacenter.shard import LARGEST, Shard, Spec, kinds_of
+from sim.datacenter.shard import LARGEST, Shard, Spec, digest_of_files, kinds_of
 from sim.datacenter.shard import Tables as ShardTables
 from sim.units import SECOND
 
@@ -87,7 +87,7 @@ def _spec(question: Question, rules: Datacenter, scale: int) -> Spec:
     return Spec(
         hosts=control.numbered(question.hosts), numbers=(), vms=question.vms, seed=question.seed,
         duration=question.duration, scale=scale, migration=rules.migration,
-        fingerprints=rules.placement == "sharing-aware",
+        fingerprints=rules.placement == "sharing-aware", files=digest_of_files(question.hosts, question.vms),
     )  # fmt: skip
 
 

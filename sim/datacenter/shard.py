@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from platform import node
 from typing import Any, Final
 
 import numpy as np
@@ -13,8 +15,10 @@ from sim.datacenter.crew import WINDOW
 from sim.datacenter.messages import REPORT, SUMMED, Answer, Ended, Int64, Order, Orders, UInt8
 from sim.datacenter.migration import Migration
 from sim.datacenter.resident import Kinds, Resident
+from sim.errors import At, UserError
 from sim.host import Host
 from sim.memory.guest import Vm
+from sim.memory.image import Captured
 from sim.scale import enlarged, enlarged_guest, enlarged_work, shrunk_host
 
 _OVERHEAD: Final = ("ksmd", "source", "cow", "tlb", "kswapd", "reclaim", "swap")
@@ -41,6 +45,8 @@ class Spec:
     migration: Migration
     fingerprints: bool
     """Whether reports say what guests hold."""
+    files: str
+    """Digest of the price sets and captured images that it reads (`digest_of_files`)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ class Shard:
     """Some of the hosts of a run."""
 
     def __init__(self, spec: Spec) -> None:
-        """All of them empty."""
+        """All of them empty. Raises UserError on a machine that has other files."""
+        _check_files(spec)
         self._spec = spec
         self._kinds = kinds_of(spec)
         self._hosts = _shrunk_hosts(spec)
@@ -141,7 +148,8 @@ class Shard:
 
     @classmethod
     def restore(cls, spec: Spec, saved: bytes) -> Shard:
-        """A shard as it was when it was saved."""
+        """A shard as it was when it was saved. Raises UserError on a machine that has other files."""
+        _check_files(spec)
         shard = cls.__new__(cls)
         shard._spec, shard._kinds, shard._hosts = spec, kinds_of(spec), _shrunk_hosts(spec)
         shard._epochs, shard._residents = unpack(saved)
@@ -161,6 +169,30 @@ class Shard:
 
 _SLOTS: Final = 64
 """Guests that a host has room for to begin with, at most."""
+
+
+def digest_of_files(hosts: Iterable[Host], vms: Iterable[Vm]) -> str:
+    """A digest of what these hosts and guests read from files. Raises At or OSError if one cannot be read."""
+    told = blake2b(digest_size=8)
+    for host in hosts:
+        told.update(host.price_set.model_dump_json().encode())
+    for vm in vms:
+        if isinstance(vm.content, Captured):
+            told.update(vm.content.path.read_bytes())
+    return told.hexdigest()
+
+
+def _check_files(spec: Spec) -> None:
+    try:
+        fault = "" if _digest(spec) == spec.files else "some differ there"
+    except (At, OSError) as error:
+        fault = str(error)
+    if fault:
+        raise UserError(f"worker on {node()}: has not the images and prices of this scenario: {fault}")
+
+
+def _digest(spec: Spec) -> str:
+    return digest_of_files({host.name: host for _, host in spec.hosts}.values(), spec.vms)
 
 
 def kinds_of(spec: Spec) -> Kinds:
