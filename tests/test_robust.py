@@ -177,9 +177,8 @@ def test_a_results_folder_of_another_user_is_refused_before_the_run(storm: Path,
 # The program is imported as root, for it may lie where nobody else can read it.
 _AS_NOBODY = """
 import os, pwd, sys
-import sim.cli, sim.results, sim.run, sim.scenario
+import sim.cli, sim.processes, sim.results, sim.run, sim.scenario
 scenario = sim.scenario.load(sys.argv[1])
-sim.run.package_version("overcommit")  # all that is imported late must be so before nobody may read it
 sim.scenario.load = lambda *arguments: scenario
 os.setuid(pwd.getpwnam("nobody").pw_uid)
 sim.cli.main(["run", sys.argv[1], "--out", sys.argv[2]])
