@@ -10,23 +10,24 @@ import io
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import sim
+from sim.document import dump
 from sim.errors import MachineError, UserError
 from sim.scenario import Scenario
-from sim.study import plan, run_points, sweeps, workers
+from sim.study import plan, run_points, sweeps
 
-Process = get_context("fork").Process
+ROOT = Path(__file__).parents[1]
 ASKED: dict[str, Any] = {
     "name": "tiny",
     "duration": "2s",
@@ -166,24 +167,13 @@ def attempt(scenario: Scenario, out: Path, known: dict[str, Any]) -> str | None:
 # --- kill -9 -----------------------------------------------------------------------------------------------------
 
 
-class Sweep(Process):
-    """A sweep in processes of its own, which have imported and compiled all they need: kills meet it at its work."""
-
-    def __init__(self, scenario: Scenario, out: Path) -> None:
-        super().__init__()
-        self.scenario, self.out = scenario, out
-
-    def run(self) -> None:
-        """Sweep, its workers being copies of this process."""
-        workers._CONTEXT = get_context("fork")  # type: ignore[assignment,misc]
-        run_points(plan(self.scenario, self.out, 2))
-
-
-def start(scenario: Scenario, out: Path) -> Sweep:
-    """A sweep that has begun."""
-    sweep = Sweep(scenario, out)
-    sweep.start()
-    return sweep
+def start(scenario: Scenario, out: Path) -> subprocess.Popen[bytes]:
+    """A sweep in processes of its own. They are no copies of this one: threads of Arrow's do not survive that."""
+    file = out.parent / "tiny.yaml"
+    file.write_text(dump(scenario.resolved()))
+    command = [sys.executable, "-m", "sim", "sweep", str(file), "--no-report", "--jobs", "2", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def children(pid: int) -> list[int]:
@@ -211,7 +201,8 @@ def kill_often(folder: Path, kills: int, points: int, seed: int = 1) -> Counter[
         out = folder / f"out-{told['sweeps']}"
         seen: dict[Path, int] = {}
         while not whole(out, points) and told["main killed"] + told["worker killed"] < kills:
-            kill_once(scenario, out, dice, told, took / 2)
+            kill_once(scenario, out, dice, told, took)
+            print(dict(told), flush=True)
             for mark in out.glob("tiny/[!.]*/_SUCCESS"):
                 assert sim.load(mark.parent).summary
                 assert seen.setdefault(mark, mark.stat().st_ino) == mark.stat().st_ino, "computed twice"
@@ -229,34 +220,40 @@ def whole(out: Path, points: int) -> bool:
 
 def finish(scenario: Scenario, out: Path) -> None:
     """Let a sweep end undisturbed."""
-    sweep = start(scenario, out)
-    sweep.join(600)
-    assert sweep.exitcode == 0
+    assert start(scenario, out).wait(600) == 0
 
 
 def kill_once(scenario: Scenario, out: Path, dice: random.Random, told: Counter[str], longest: float) -> None:
     """Start a sweep and kill it, or a worker, at a random moment; leave no process behind."""
     before = len(list(out.glob("tiny/[!.]*/_SUCCESS")))
     sweep = start(scenario, out)
-    sweep.join(dice.uniform(0.0, longest))
-    pids = children(sweep.pid or 0)
-    if not sweep.is_alive():
+    with suppress(subprocess.TimeoutExpired):
+        sweep.wait(dice.uniform(0.0, longest))
+    pids = [pid for pid in children(sweep.pid) if b"spawn_main" in command_of(pid)]
+    if sweep.poll() is not None:
         told["ended before"] += 1
     elif pids and dice.random() < 0.3:
         with suppress(ProcessLookupError):
             os.kill(dice.choice(pids), signal.SIGKILL)
         told["worker killed"] += 1
-        sweep.join(600)  # the point that was in it failed, the others are there
+        sweep.wait(600)  # the point that was in it failed, the others are there
     else:
         sweep.kill()
         told["main killed"] += 1
-        sweep.join(60)
+        sweep.wait(60)
         told["half written"] += any(out.glob("tiny/.new-*"))
         deadline = time.monotonic() + 60
         while any(Path(f"/proc/{pid}").exists() for pid in pids):
             assert time.monotonic() < deadline, "a worker goes on without its sweep"
             time.sleep(0.02)
     told["points published"] += len(list(out.glob("tiny/[!.]*/_SUCCESS"))) - before
+
+
+def command_of(pid: int) -> bytes:
+    """How a process was started."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def main(kills: int) -> None:
@@ -274,7 +271,7 @@ def main(kills: int) -> None:
             )
     with TemporaryDirectory(prefix="torture-") as folder:
         began = time.monotonic()
-        print(dict(kill_often(Path(folder), kills, points=40)), f"in {time.monotonic() - began:.0f} s")
+        print(dict(kill_often(Path(folder), kills, points=12)), f"in {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
