@@ -651,7 +651,7 @@ class Machine:
         accesses = np.zeros(vm.pages, np.uint16)
         places = self.catalogue.places_of(vm)
         for kind, pages in self.catalogue.accesses_of(vm, guest.domain):
-            accesses[pages] = self.catalogue.classes[kind]
+            accesses[pages] = self.catalogue.class_of(kind)
             guest.expected_writes += len(pages) * kind.writes
         if isinstance(image, Captured):
             capture = self.catalogue.captures[image.path]

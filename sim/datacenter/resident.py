@@ -61,7 +61,9 @@ class Kinds:
         members = []
         for name, vm in sorted(self._real.items()):
             domain = self.catalogue.space.domain(hosts[0].domain_of(vm, vm.name))
-            members.append(Member(self._shrunk(name, max(largest, vm.memory)), domain))
+            # Guests of a kind may be of any size; most are of their kind's.
+            sizes = {max(largest, vm.memory), vm.memory}
+            members += [Member(self._shrunk(name, memory), domain) for memory in sorted(sizes, reverse=True)]
         self.catalogue.register(members)
         self.vms: Final = {name: self._shrunk(name, vm.memory) for name, vm in self._real.items()}
         self.common: Final = self.catalogue.space.count

@@ -69,7 +69,7 @@ class Catalogue:
         """Number everything that these hold and do."""
         self._members = members
         self._load_captures()
-        own = {(each.vm.name, each.domain): each for each in members if not each.vm.fork_of}.values()
+        own = {(each.vm.name, each.vm.memory, each.domain): each for each in members if not each.vm.fork_of}.values()
         self.classes = numbered(kind for each in own for kind, _ in self.accesses_of(each.vm, each.domain))
         self.rates = self._access_table()
         self.files = self._reserve_files()
@@ -98,6 +98,16 @@ class Catalogue:
         """Which pages of such a guest are accessed at random, by class."""
         for kind, pages in groups(vm.content, self.places_of(vm)):
             yield kind.within(domain.number), pages
+
+    def class_of(self, kind: Kind) -> int:
+        """The number of a class of accesses, or of that which is nearest to it in how often it writes and reads: where
+        guests of a kind differ in size, a page that is partly hot has rates of its own.
+        """
+        if kind not in self.classes:
+            alike = [each for each in self.classes if each._replace(writes=kind.writes, reads=kind.reads) == kind]
+            nearest = min(alike, key=lambda each: (abs(each.writes - kind.writes) + abs(each.reads - kind.reads), each))
+            self.classes[kind] = self.classes[nearest]
+        return self.classes[kind]
 
     def of_files(self, image: Captured, captured: npt.NDArray[np.signedinteger[Any]]) -> npt.NDArray[np.bool_]:
         """Which contents of a capture were read from files: those that another one of its data set has too."""
