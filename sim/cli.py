@@ -43,7 +43,11 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """What a shell reports for any tool that SIGPIPE ends."""
 
+_SCHEMA = Path(__file__).parent / "scenario" / "schema.json"
+"""What `overcommit schema` prints, where an editor finds it."""
+
 _TEMPLATE = """\
+# yaml-language-server: $schema={schema}
 # One question to the simulator. Run it:  overcommit run {file}
 # See every default:  overcommit explain {file}
 name: {name}
@@ -454,13 +458,16 @@ def list_parts(console: Console, kind: str | None) -> None:
 @main.command()
 @click.argument("name")
 def new(name: str) -> None:
-    """Write a small commented scenario to NAME.yaml."""
+    """Write a small commented scenario to NAME.yaml.
+
+    Its first line tells editors with a YAML language server, such as VS Code, where the schema is.
+    """
     file = Path(name if name.endswith(".yaml") else f"{name}.yaml")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.stem):
         raise UserError(f"{file.stem!r} cannot be a scenario's name; use letters, digits and dashes")
     try:
         with file.open("x", encoding="utf-8") as stream:
-            stream.write(_TEMPLATE.format(name=file.stem, file=file))
+            stream.write(_TEMPLATE.format(name=file.stem, file=file, schema=_SCHEMA.as_uri()))
     except FileExistsError:
         raise UserError(f"{file} exists already; choose another name") from None
     except OSError as error:
