@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sim.lab.capture import capture
     from sim.lab.replay import replay
     from sim.lab.trial import live as compare
-    from sim.results import load
+    from sim.results.swept import load
     from sim.run import Result, run
     from sim.scenario import Scenario, parse
     from sim.scenario import load as read
@@ -65,7 +65,7 @@ _HOMES = {
     "check": ("sim.study", "check"),
     "compare": ("sim.lab.trial", "live"),
     "estimate": ("sim.sizing", "estimate"),
-    "load": ("sim.results", "load"),
+    "load": ("sim.results.swept", "load"),
     "parse": ("sim.scenario", "parse"),
     "published": ("sim.study", "published"),
     "read": ("sim.scenario", "load"),

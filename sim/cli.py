@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from sim.errors import MachineError, OvercommitError, Problem, UserError
+from sim.errors import MachineError, OvercommitError, Problem, UserError, suggestion
 
 if TYPE_CHECKING:
     from sim.columns import Metric
@@ -46,7 +46,11 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """What a shell reports for any tool that SIGPIPE ends."""
 
+_SCHEMA = Path(__file__).parent / "scenario" / "schema.json"
+"""What `overcommit schema` prints, where an editor finds it."""
+
 _TEMPLATE = """\
+# yaml-language-server: $schema={schema}
 # One question to the simulator. Run it:  overcommit run {file}
 # See every default:  overcommit explain {file}
 name: {name}
@@ -682,11 +686,18 @@ def schema() -> None:
 
 
 @main.command(name="list")
+@click.argument("kind", required=False)
 @_talks
 @click.pass_obj
-def list_parts(console: Console) -> None:
-    """List what a scenario can be made of, and the scenarios that came along."""
+def list_parts(console: Console, kind: str | None) -> None:
+    """List what a scenario can be made of, and the scenarios that came along; or only one KIND, such as presets."""
     parts = list(_parts())
+    if kind is not None:
+        wanted = kind.removesuffix("s")
+        kinds = dict.fromkeys(part for part, _, _ in parts)
+        parts = [part for part in parts if wanted in part[0]]
+        if not parts:
+            raise UserError(f"nothing is called {kind}; {suggestion(kind, kinds)}")
     if console.json:
         console.data(_as_json([{"kind": kind, "name": name, "about": about} for kind, name, about in parts]))
     else:
@@ -696,13 +707,16 @@ def list_parts(console: Console) -> None:
 @main.command()
 @click.argument("name")
 def new(name: str) -> None:
-    """Write a small commented scenario to NAME.yaml."""
+    """Write a small commented scenario to NAME.yaml.
+
+    Its first line tells editors with a YAML language server, such as VS Code, where the schema is.
+    """
     file = Path(name if name.endswith(".yaml") else f"{name}.yaml")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.stem):
         raise UserError(f"{file.stem!r} cannot be a scenario's name; use letters, digits and dashes")
     try:
         with file.open("x", encoding="utf-8") as stream:
-            stream.write(_TEMPLATE.format(name=file.stem, file=file))
+            stream.write(_TEMPLATE.format(name=file.stem, file=file, schema=_SCHEMA.as_uri()))
     except FileExistsError:
         raise UserError(f"{file} exists already; choose another name") from None
     except OSError as error:
@@ -1346,6 +1360,7 @@ def _parts() -> Iterator[tuple[str, str, str]]:
     from sim.columns import METRICS
     from sim.cost import prices
     from sim.document import read
+    from sim.scenario import presets
     from sim.sharing import MECHANISMS, Sharing
     from sim.sharing.tuners import TUNERS
 
@@ -1353,6 +1368,8 @@ def _parts() -> Iterator[tuple[str, str, str]]:
     yield from (("tuner", name, _first_line(tuner)) for name, tuner in TUNERS.items())
     yield from _kernels()
     yield from (("prices", name, _about_prices(name)) for name in prices.names())
+    for kind, noun in presets.KINDS.items():
+        yield from ((noun, name, presets.load(kind, name).about) for name in presets.names(kind))
     yield from (("metric", metric.name, metric.meaning) for metric in METRICS)
     for file in sorted(_bundled_scenarios().glob("*.yaml")):
         yield "scenario", str(file), str(read(file).data.get("description", ""))

@@ -106,15 +106,26 @@ class Document:
     def check(self, model: type[Model], **context: object) -> Model:
         """Return the document as a block of type `model`; `context` reaches its validators.
 
-        Raises UserError with every mistake, in the order of the file.
+        A model with a function `completed` has the document completed first: it returns the whole document and what
+        could not be completed. Raises UserError with every mistake, in the order of the file.
         """
+        complete = getattr(model, "completed", None)
+        document, problems = complete(self) if complete else (self, [])
         try:
             # JSON mode is strict about scalars and still turns a list into the tuple that a frozen block holds.
-            return model.model_validate_json(self._json(), context=context)
+            block = model.model_validate_json(document._json(), context=context)
         except ValidationError as error:
             details = error.errors(include_url=False)
-        faults = _settle_unions(fault for detail in details for fault in _faults(detail, self.data, model))
-        raise UserError(*in_order(self._locate(fault) for fault in faults))
+        else:
+            if not problems:
+                return block
+            details = []
+        faults = _settle_unions(fault for detail in details for fault in _faults(detail, document.data, model))
+        blocks = {problem.path.rpartition(".")[0] for problem in problems}
+        # Of a block that lacks what it was to be completed with, nobody wants to hear which keys that leaves missing.
+        found = (each for each in map(document._locate, faults)
+                 if each.message != _WORDS["missing"][0] or each.path.rpartition(".")[0] not in blocks)  # fmt: skip
+        raise UserError(*in_order([*problems, *found]))
 
     def _json(self) -> str:
         try:

@@ -66,6 +66,8 @@ class _Hardware(Block):
 
     name: Name = "host"
     """Name; the hosts are called NAME-0, NAME-1, ..."""
+    preset: str | None = Field(default=None, exclude=True)
+    """A kind of host that came along (`overcommit list`), such as debian-12: it has what is not set here."""
     count: int = Field(default=1, ge=1, le=100_000)
     """How many hosts."""
     memory: Bytes = Field(gt=0)

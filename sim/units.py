@@ -279,7 +279,7 @@ def _write_defaults(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Show defaults as a user writes them: "5GiB", where pydantic would show 5368709120."""
     written = model.model_construct().model_dump(mode="json", warnings=False)
     for name, entry in schema.get("properties", {}).items():
-        if "default" in entry:
+        if "default" in entry and name in written:
             entry["default"] = written[name]
 
 

@@ -26,7 +26,7 @@ CLAIMS = {
         "mem_used_bytes == 1536MiB",
         "oom_kills == 0",
     ],
-    ("phase-trap", "hosts.0.ksm.smart_scan=0"): ["pages_sharing == 1024"],
+    ("phase-trap", "hosts.0.ksm.smart_scan=0"): ["pages_sharing == 2304"],
     ("side-channel", "hosts.0.shares_between=tenants"): ["cow_ksm == 0", "write_latency_worst_ns <= 100"],
     ("tps-large-pages", "hosts.0.tps.ShareForceSalting=2"): ["mem_ballooned_bytes >= 500MiB", "pswpout == 0"],
     ("zero-pages", "hosts.0.ksm.use_zero_pages=0"): ["pages_sharing == 587520", "saved_bytes == 2295MiB"],

@@ -197,6 +197,12 @@ def write_anew() -> None:
     for name, picture in quickstart().pictures.items():
         PICTURES[name].write_bytes(picture)
     draw_slowdown(SLOWDOWN)
+    schema_file().write_text(CliRunner().invoke(main, ["schema"]).stdout)
+
+
+def schema_file() -> Path:
+    """The schema that editors read."""
+    return ROOT / "sim" / "scenario" / "schema.json"
 
 
 # --- the promises ------------------------------------------------------------------------------------------------

@@ -234,7 +234,10 @@ def test_more_guests_than_page_numbers_are_refused_whatever_the_machine_has(tmp_
     result = overcommit("run", write_scenario(tmp_path, huge), "--out", tmp_path / "out")
 
     assert result.returncode == 2
-    assert result.stderr == "huge: a host would hold 8.79TiB of guests, more than 4TiB; write scale: 4, or spread them over more hosts\n"
+    assert (
+        result.stderr
+        == "huge: a host would hold 8.79TiB of guests, more than 4TiB; write scale: 4, or spread them over more hosts\n"
+    )
 
 
 @pytest.mark.parametrize("verb", ["explain", "list", "schema"])

@@ -72,6 +72,8 @@ class Vm(Block):
 
     name: Name
     """Name; its guests are called NAME-0, NAME-1, ..."""
+    preset: str | None = Field(default=None, exclude=True)
+    """A kind of guest that came along (`overcommit list`), such as debian-12-nginx: it has what is not set here."""
     count: int = Field(default=1, ge=1, le=1_000_000)
     """How many guests."""
     memory: Bytes = Field(gt=0)

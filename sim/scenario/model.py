@@ -18,7 +18,9 @@ from sim.host import Assignment, Host
 from sim.memory.guest import Vm
 from sim.memory.image import Captured, Synthetic, Writes, pages_of
 from sim.scale import MOST, has_huge_pages, samples_of, shrunk_host, shrunk_vm, too_few_pages
+from sim.scenario import presets
 from sim.scenario.expect import ExpectationText, Tolerance, Verdict
+from sim.scenario.extends import EXTENDS, extended
 from sim.scenario.points import DERIVED, Axes, Point, expand
 from sim.scenario.published import Claim, Figure, claims
 from sim.units import GIB, MINUTE, SECOND, Block, Bytes, Duration, Name, format_bytes, format_duration
@@ -60,6 +62,9 @@ class Scenario(Block):
 
     name: Name
     """Name, and folder of the results."""
+    extends: str | None = Field(default=None, exclude=True)
+    """Another scenario file, in the folder of this one or below: what it says holds where this one says nothing. Blocks
+    are merged key by key and lists of blocks by `name`. Images, traces and prices are looked for from this file."""
     description: str = ""
     """The question in words."""
     duration: Duration = Field(default=10 * MINUTE, gt=0)
@@ -105,6 +110,11 @@ class Scenario(Block):
 
     _points: tuple[Point[Scenario], ...] = PrivateAttr(default=())
     _claims: tuple[Claim[Scenario], ...] = PrivateAttr(default=())
+
+    @classmethod
+    def completed(cls, document: Document) -> tuple[Document, list[Problem]]:
+        """The document with what its presets say, and the presets that do not exist."""
+        return presets.filled(document)
 
     @property
     def points(self) -> Sequence[Point[Scenario]]:
@@ -450,7 +460,7 @@ def _below(path: str, fault: At) -> At:
 
 def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
     """Read a scenario file; overrides are "path=value". Raises UserError with every mistake found."""
-    document = read(path)
+    document = extended(read(path))
     for override in overrides:
         document = document.override(override)
     return _checked(document if seed is None else document.override(f"seed={seed}"))
@@ -458,7 +468,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = Non
 
 def parse(data: Mapping[str, Any], folder: str | Path = ".") -> Scenario:
     """Read a scenario from plain data; paths in it are relative to *folder*. Raises UserError."""
-    return _checked(Document(str(Path(folder, "")), dict(data)), folder)
+    document = Document(str(Path(folder, "")), dict(data))
+    return _checked(extended(document, folder), folder)
 
 
 def _checked(document: Document, folder: str | Path | None = None) -> Scenario:
@@ -486,4 +497,16 @@ def _faulty_points(document: Document, error: UserError, context: Mapping[str, s
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a scenario file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Scenario.model_json_schema(mode="validation")}
+    written = Scenario.model_json_schema(mode="validation")
+    blocks = {"hosts": written["$defs"]["Host"], "vms": written["$defs"]["Vm"]}
+    items = {}
+    for kind, block in blocks.items():
+        known = {"enum": list(presets.names(kind))}
+        block["properties"][presets.PRESET] = {**block["properties"][presets.PRESET], **known}
+        block["properties"][presets.PRESET].pop("anyOf")
+        # What a preset or another file may say is asked for only where there is none.
+        needs = {"required": block.pop("required")}
+        items[kind] = {"items": {"anyOf": [needs, {"required": [presets.PRESET]}]}}
+    alone = {"required": written.pop("required"), "properties": items}
+    rule = {"if": {"not": {"required": [EXTENDS]}}, "then": alone}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **written, **rule}
