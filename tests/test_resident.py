@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim.datacenter.messages import (
     REPORT,
@@ -281,3 +283,64 @@ def test_a_guest_that_writes_faster_than_the_network_is_stopped_after_the_last_r
 def test_a_worker_with_other_files_is_refused() -> None:
     with pytest.raises(UserError, match="has not the images and prices of this scenario"):
         Shard(replace(spec(), files="0123456789abcdef"))
+
+
+def known_contents(shard: Shard, host: int, guest: str) -> np.ndarray[Any, Any] | None:
+    """What a guest reads there that others may have too, and -1 for the rest of what it holds."""
+    resident = shard._residents[host]
+    found = resident._find(guest)
+    if found is None:
+        return None
+    resident.scanner.settle(found.index, resident.now)
+    contents = resident.scanner.read(found.index)
+    own = (contents != UNTOUCHED) & ((contents < 0) | (contents >= shard._kinds.common))
+    return np.where(own, -1, contents)
+
+
+@pytest.mark.parametrize("swap", [None, {"device": "ssd", "size": "64MiB"}, {"device": "zram", "size": "64MiB"}])
+@given(turns=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 2)), min_size=3, max_size=12))
+@settings(max_examples=15, deadline=None)
+def test_whatever_moves_no_guest_and_no_content_is_lost(
+    swap: dict[str, Any] | None, turns: list[tuple[int, int, int]]
+) -> None:  # fmt: skip
+    """Guests start, stop and move between three hosts that are too small for them all, but for their swap."""
+    shard = Shard(spec(3, memory="14MiB", swap=swap))
+    where: dict[str, int] = {}
+    gone: set[str] = set()
+    waiting: list[Order] = []
+    packed: dict[str, tuple[int, Any]] = {}
+    now = 0
+    for number, (what, source, target) in enumerate(turns):
+        for name, (host, before) in packed.items():
+            shard._residents[host].follow(now, [each for each in waiting if each.host == host])
+            after = known_contents(shard, host, name)
+            assert after is None or after.tolist() == before.tolist()
+        orders: list[Order] = []
+        here = sorted(name for name, host in where.items() if host == source)
+        if what < 3 or not here:
+            orders.append(Start(source, now, (database if what % 2 else web)(number)))
+        elif what == 3:
+            orders.append(Stop(source, now, here[0]))
+        else:
+            orders.append(Send(source, now, here[0], 100 * MIB))
+        for order in orders:
+            if isinstance(order, Start):
+                where[order.guest.name] = order.host
+        now += EPOCH
+        answer = shard.advance(in_turn(orders, now))
+        waiting, packed = [], {}
+        for each in answer.ended:
+            del where[str(each.row["guest"])]
+            gone.add(str(each.row["guest"]))
+        for _, moved in answer.moved:
+            where[moved.guest] = target
+            waiting.append(Receive(target, now, moved.luggage))
+            held = moved.luggage.contents
+            own = (held != UNTOUCHED) & ((held < 0) | (held >= shard._kinds.common))
+            packed[moved.guest] = target, np.where(own, -1, held)
+        running = {guest.name for each in shard._residents.values() for guest in each.guests if guest.running}
+        assert running | {each.luggage.newcomer.name for each in waiting if isinstance(each, Receive)} == set(where)
+        for row in answer.reports:
+            total, used, free = (row[REPORT.index(f"mem_{kind}_bytes")] for kind in ("total", "used", "free"))
+            assert 0 <= used <= total and used + free == total
+    assert not gone & set(where)
