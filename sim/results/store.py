@@ -81,7 +81,6 @@ def write(result: Result, out: Path) -> Path:
     """
     folder = Path(out, _file_name(result.scenario.name), result.manifest["digest"])
     with explained(folder), locked(folder.parent):
-        _heal(folder.parent)
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(errno.EEXIST, "a file of that name is in the way")
         new = Path(tempfile.mkdtemp(prefix=_NEW, dir=folder.parent))
@@ -141,10 +140,11 @@ def explained(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(parent: Path) -> Iterator[None]:
-    """Hold the only right to write in `parent`, so that temporary folders found there belong to dead runs."""
+    """Hold the only right to write in `parent`, whose temporary folders belong to dead runs then and are removed."""
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        _heal(parent)
         yield
 
 
