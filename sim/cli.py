@@ -978,8 +978,7 @@ def _run_json(result: Result | Replay, folder: Path, met: bool) -> str:
 
 def _run_text(result: Result | Replay, console: Console) -> str:
     """Return the conclusion, the headline metrics, the expectations, and last the folder of the result."""
-    from sim.columns import HEADLINES
-    from sim.report.words import conclusion, measured, uncertainty
+    from sim.report.words import conclusion, headlines, measured, uncertainty
 
     if console.quiet:
         return str(console.kept)
@@ -988,7 +987,7 @@ def _run_text(result: Result | Replay, console: Console) -> str:
     if bars:
         blocks.append(uncertainty(result.manifest["scale"], bars, result.summary))
     real = str(result.manifest.get("engine")).startswith("kernel")
-    shown = [each for each in HEADLINES if not real or result.summary[each.name] is not None]
+    shown = [each for each in headlines(result.summary) if not real or result.summary[each.name] is not None]
     blocks.append(_table(
         (each.name, measured(result.summary[each.name], bars.get(each.name), each.unit), each.meaning) for each in shown
     ))  # fmt: skip

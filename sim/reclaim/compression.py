@@ -7,6 +7,7 @@ said beside them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -79,6 +80,7 @@ _PROPORTIONS: Final[Mapping[str, tuple[float, ...]]] = {
 }
 
 
+@lru_cache
 def zsmalloc_classes(chain: int = _CHAIN) -> npt.NDArray[np.int64]:
     """For each `packed`: number of its size class, objects in a zspage and pages in a zspage.
 

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sim import document
-from sim.columns import COUNTER_METRICS, HEADLINES, Metric
-from sim.report import pictures
+from sim.columns import COUNTER_METRICS, Metric
+from sim.report import fleet, pictures
 from sim.report.markup import Markup, figure, table, tag
 from sim.report.style import COLOURS, RC, Colour
-from sim.report.words import amount, conclusion, measured, uncertainty
+from sim.report.words import amount, conclusion, headlines, measured, uncertainty
 from sim.results import Result
 from sim.results.store import explained
 from sim.results.summary import Summary
@@ -80,6 +80,10 @@ def publish(text: str, folder: Path) -> Path:
 def _pictures(result: Judged) -> Iterator[_Picture]:
     samples = result.samples
     if samples["time_s"].nunique() < 2:
+        return
+    if result.fleet is not None and result.hosts is not None:
+        for name, title, text, panels, draw in fleet.pictures_of(result.fleet, result.hosts, samples):
+            yield _Picture(name, title, text, panels, draw)
         return
     real = bool(samples["mem_used_bytes"].isna().all())  # a kernel does not tell
     if real:
@@ -187,7 +191,7 @@ def _sections(result: Judged, resolved: Mapping[str, Any], drawn: Sequence[Marku
         yield tag("p", uncertainty(result.manifest["scale"], bars, result.summary))
     if result.verdicts:
         yield section("Expectations", _expectations(result.verdicts))
-    yield section("Headline figures", _metrics(HEADLINES, result.summary, "What the run comes to", bars))
+    yield section("Headline figures", _metrics(headlines(result.summary), result.summary, "What the run comes to", bars))
     yield from drawn
     if not result.guests.empty:
         yield section("Guests", _guests(result.guests))

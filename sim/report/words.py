@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from sim.columns import FLEET_METRICS, HEADLINES, Metric
 from sim.results.summary import Summary, Value, over_hosts
 from sim.units import SECOND, about_bytes, about_duration
 
@@ -57,6 +58,8 @@ def conclusion(samples: pd.DataFrame, guests: pd.DataFrame, summary: Summary) ->
             f"{_guests(last, guests)} {amount(summary['saved_ksm_bytes'], 'bytes')} less because of KSM, "
             f"on a real kernel, for {amount(summary['ksmd_cpu_percent'], '%')} of one core in ksmd."
         )
+    if summary["hosts_needed"] is not None:
+        return " ".join(_of_fleet(last, summary))
     sentence = (
         f"{_guests(last, guests)} {about_bytes(last['mem_touched_bytes'])} of data in "
         f"{about_bytes(last['mem_used_bytes'])} of {_memory(samples, last)}: "
@@ -73,6 +76,31 @@ def _guests(last: "pd.Series[float]", guests: pd.DataFrame) -> str:
     each = f" of {about_bytes(sizes[0])}" if len(sizes) == 1 else ""
     promised = f"promised {about_bytes(last['mem_promised_bytes'])}"
     return f"{count:,} guests{each}, {promised} in all, hold" if count > 1 else f"One guest, {promised}, holds"
+
+
+def _of_fleet(last: "pd.Series[float]", summary: Summary) -> Iterator[str]:
+    """What a datacenter's run shows."""
+    energy = f" used {amount(summary['energy_kwh'], 'kWh')} kWh" if summary["energy_kwh"] is not None else " were on"
+    yield (
+        f"{int(last['guests_running']):,} guests, promised {about_bytes(last['mem_promised_bytes'])}, hold "
+        f"{about_bytes(last['mem_touched_bytes'])} of data in {about_bytes(last['mem_used_bytes'])}: "
+        f"a consolidation ratio of {amount(summary['consolidation_ratio'], 'ratio')}. "
+        f"It took {amount(summary['hosts_needed'], 'count')} hosts at most, with "
+        f"{amount(summary['guests_per_host'], 'ratio')} guests each on average; "
+        f"{amount(summary['hosts_on_mean'], 'ratio')} hosts{energy}."
+    )
+    said = {"migrations": "migrations", "guests_refused": "guests refused", "host_failures": "hosts failed",
+            "guests_lost": "guests lost", "oom_kills": "guests killed for lack of memory"}  # fmt: skip
+    happened = [f"{amount(summary[name], 'count')} {what}" for name, what in said.items() if summary[name]]
+    if happened:
+        yield f"On the way: {listed(happened)}."
+
+
+def headlines(summary: Summary) -> Sequence[Metric]:
+    """The metrics to show first; of a datacenter its own come before, and those that it has no figure for not at all."""
+    if summary["hosts_needed"] is None:
+        return HEADLINES
+    return [metric for metric in (*FLEET_METRICS, *HEADLINES) if summary[metric.name] is not None]
 
 
 def _memory(samples: pd.DataFrame, last: "pd.Series[float]") -> str:

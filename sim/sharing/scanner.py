@@ -316,7 +316,8 @@ class Scanner(Room):
             self._run_guests(min(max(ksmd_ns, 0), horizon) - 1)
             if ksmd_ns >= horizon:
                 return
-            yield from self._run(min(ksmd_ns + _SLICE, horizon), False)
+            # Where a page stands for many, ksmd is that many times as long at each.
+            yield from self._run(min(ksmd_ns + _SLICE * int(self.k.n[ksmd.SCALE]), horizon), False)
         yield from self._run(horizon, False)
 
     def _ksmd_time(self) -> int:
