@@ -85,6 +85,7 @@ def sample(host: str, time: int, guests: int = 24) -> dict[str, Any]:
     row = {column.name: 0 for column in SAMPLES} | {
         "time_s": float(time),
         "host": host,
+        "hosts": 1,
         "full_scans": time // SCAN_S,
         "pages_shared": shared,
         "pages_sharing": merged,

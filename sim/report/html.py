@@ -16,7 +16,7 @@ from sim.columns import COUNTER_METRICS, Metric
 from sim.report import fleet, pictures
 from sim.report.markup import Markup, figure, table, tag
 from sim.report.style import COLOURS, RC, Colour
-from sim.report.words import amount, conclusion, headlines, measured, uncertainty
+from sim.report.words import advice, amount, conclusion, headlines, measured, uncertainty
 from sim.results import Result
 from sim.results.store import explained
 from sim.results.summary import Summary
@@ -110,8 +110,8 @@ def _whole_pictures(samples: pd.DataFrame) -> Iterator[_Picture]:
     yield _Picture(
         "memory",
         "Memory over time",
-        "Filled: the frames of the host. The line: the memory it has. Hatched above it: guest memory that needs no "
-        "frame because it is shared.",
+        "Filled: the frames of the host by what they are used for. The line: the memory it has. Hatched above it: "
+        "guest memory that needs no frame because it is shared.",
         1,
         lambda axes: pictures.memory(samples, axes),
     )
@@ -125,10 +125,28 @@ def _whole_pictures(samples: pd.DataFrame) -> Iterator[_Picture]:
     yield _Picture(
         "cpu",
         "CPU by component over time",
-        "Scanning and merging run in ksmd; copies on write (COW) slow the guests that write.",
+        "Scanning and merging run in ksmd; copies on write (COW), reclaim, swap and TLB misses slow the guests.",
         1,
         lambda axes: pictures.cpu(samples, axes),
     )
+    if samples[["mem_swapped_bytes", "psi_some_ns"]].any(axis=None):
+        yield _Picture(
+            "swap",
+            "Swap and stalls over time",
+            "Guest memory that is swapped out, and for how much of the time some guest, or all that could run, waited "
+            "for memory.",
+            2,
+            lambda swapped, stalled: (pictures.swap(samples, swapped), pictures.stalls(samples, stalled)),
+        )
+    if samples[["thp_fault_alloc", "thp_collapse_alloc"]].any(axis=None):
+        yield _Picture(
+            "huge-pages",
+            "Huge pages over time",
+            "Huge pages that guests were given when they touched memory, that khugepaged made, and that were taken "
+            "apart, by KSM above all; each counted since the start.",
+            1,
+            lambda axes: pictures.huge_pages(samples, axes),
+        )
 
 
 def _on_clock(axes: Axes, real: bool) -> Axes:
@@ -186,12 +204,15 @@ def _sections(result: Judged, resolved: Mapping[str, Any], drawn: Sequence[Marku
     yield tag("h1", result.scenario.name)
     yield tag("p", resolved.get("description") or "", class_="about")
     yield tag("p", conclusion(result.samples, result.guests, result.summary), class_="conclusion")
+    yield tag("p", tag("strong", "Advice: "), advice(result.summary))
     bars = result.manifest.get("error", {})
     if bars:
         yield tag("p", uncertainty(result.manifest["scale"], bars, result.summary))
     if result.verdicts:
         yield section("Expectations", _expectations(result.verdicts))
-    yield section("Headline figures", _metrics(headlines(result.summary), result.summary, "What the run comes to", bars))
+    yield section(
+        "Headline figures", _metrics(headlines(result.summary), result.summary, "What the run comes to", bars)
+    )
     yield from drawn
     if not result.guests.empty:
         yield section("Guests", _guests(result.guests))

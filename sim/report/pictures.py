@@ -1,6 +1,6 @@
 """Pictures of a run: each function draws frames with the columns of `sim.columns` on axes and returns the axes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ Floats = npt.NDArray[np.float64]
 POINTS = 400
 """Points a long series is thinned to."""
 
-_MEMORY = ("private", "shared", "metadata")
+_MEMORY = ("huge", "private", "shared", "metadata", "pool", "writeback", "reserved")
+_OFTEN = ("private", "shared", "metadata")
 _COUNTERS = {
     "pages_sharing": ("saved", "-"),
     "pages_shared": ("shared", "-"),
@@ -26,8 +27,18 @@ _COUNTERS = {
     "pages_volatile": ("volatile", "-."),
     "ksm_zero_pages": ("zero", ":"),
 }
-_CPU = ("scan", "merge", "cow")
-_CPU_NAMES = {"scan": "scan", "merge": "merge", "cow": "COW (guests)"}
+_CPU = {
+    "scan": ("scan",),
+    "merge": ("merge",),
+    "cow": ("cow",),
+    "source": ("source",),
+    "swap": ("kswapd", "reclaim", "swap"),
+    "tlb": ("tlb",),
+}
+"""Components of the CPU time, and the columns that each is the sum of."""
+_CPU_NAMES = {"scan": "scan", "merge": "merge", "cow": "COW (guests)", "source": "sharing at the source",
+              "swap": "reclaim, swap", "tlb": "TLB misses (guests)"}  # fmt: skip
+_ALWAYS = ("scan", "merge", "cow")
 _SCAN_MARKS = 60
 _LABEL_GAP = 0.075
 
@@ -43,17 +54,21 @@ class _Label(NamedTuple):
 def memory(samples: pd.DataFrame, ax: Axes) -> Axes:
     """Draw where the memory of all hosts is over time, and on top of it what sharing adds."""
     totals = over_hosts(samples)
-    drawn = thin(totals, [f"mem_{part}_bytes" for part in (*_MEMORY, "free")] + ["saved_bytes"])
+    parts = [part for part in _MEMORY if part in _OFTEN or totals[f"mem_{part}_bytes"].any()]
+    drawn = thin(totals, [f"mem_{part}_bytes" for part in (*parts, "free")] + ["saved_bytes"])
     unit, scale = ("GiB", GIB) if totals["mem_total_bytes"].max() >= GIB else ("MiB", MIB)
     time = _time_axis(ax, drawn)
     base = np.zeros(len(drawn))
     labels = []
-    for part in (*_MEMORY, "free", "saved"):
+    for part in (*parts, "free", "saved"):
         size = _series(drawn, "saved_bytes" if part == "saved" else f"mem_{part}_bytes")
+        if part == "private":
+            size = size - _series(drawn, "mem_huge_bytes")  # its part in huge pages is drawn below it
         top = base + size / scale
         _band(ax, time, base, top, part)
         if size.any():
-            labels.append(_Label((base[-1] + top[-1]) / 2, f"{part} {about_bytes(size[-1])}", _light(part)))
+            name = {"private": "small", "huge": "huge"}.get(part, part) if "huge" in parts else part
+            labels.append(_Label((base[-1] + top[-1]) / 2, f"{name} {about_bytes(size[-1])}", _light(part)))
         base = top
     total = _series(drawn, "mem_total_bytes")
     ax.plot(time, total / scale, color=_light("ink"), linewidth=1.2)
@@ -93,13 +108,58 @@ def cpu(samples: pd.DataFrame, ax: Axes) -> Axes:
     labels = []
     for part in _CPU:
         share = _series(spent, part)
+        if part not in _ALWAYS and not share.any():
+            continue
         top = base + share
         _band(ax, time, base, top, part, step="pre")
         mean = _time_mean(spent, part)
         labels.append(_Label((base[-1] + top[-1]) / 2, f"{_CPU_NAMES[part]}, mean {mean:.3g} %", _light(part)))
         base = top
     ax.set_ylim(bottom=0)
-    ax.set_title(f"CPU spent for sharing (% of one core{_mean_of(samples)})")
+    ax.set_title(f"CPU spent for overcommit (% of one core{_mean_of(samples)})")
+    return _label(ax, labels)
+
+
+def swap(samples: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw guest memory that is swapped out, of all hosts."""
+    totals = over_hosts(samples)
+    drawn = thin(totals, ["mem_swapped_bytes"])
+    unit, scale = ("GiB", GIB) if totals["mem_swapped_bytes"].max() >= GIB else ("MiB", MIB)
+    swapped = _series(drawn, "mem_swapped_bytes")
+    _band(ax, _time_axis(ax, drawn), np.zeros(len(drawn)), swapped / scale, "swap")
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("")
+    ax.set_title(f"Swapped out ({unit})")
+    return _label(ax, [_Label(swapped[-1] / scale, f"{about_bytes(swapped[-1])} at the end", _light("swap"))])
+
+
+def stalls(samples: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw for how much of the time guests waited for memory (PSI), mean over hosts."""
+    spent = _rates(samples, {"some": ("psi_some_ns",), "full": ("psi_full_ns",)})
+    time = _time_axis(ax, spent)
+    labels = []
+    for kind, role, dashes in (("some", "swap", "-"), ("full", "metadata", "--")):
+        ax.step(time, _series(spent, kind), where="pre", color=_light(role), linestyle=dashes)
+        labels.append(_Label(_series(spent, kind)[-1], f"{kind}, mean {_time_mean(spent, kind):.3g} %", _light(role)))
+    ax.set_ylim(bottom=0)
+    ax.set_title(f"Pressure stall information (% of the time{_mean_of(samples)})")
+    return _label(ax, labels)
+
+
+def huge_pages(samples: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw huge pages given, made and split so far, of all hosts."""
+    totals = over_hosts(samples)
+    names = {"thp_fault_alloc": "huge", "thp_collapse_alloc": "saved", "thp_split_page": "metadata"}
+    drawn = thin(totals, list(names))
+    time = _time_axis(ax, drawn)
+    labels = []
+    for name, role in names.items():
+        pages = _series(drawn, name)
+        ax.plot(time, pages, color=_light(role))
+        labels.append(_Label(pages[-1], f"{name} {pages[-1]:,.0f}", _light(role)))
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set_title("Huge pages: given at a touch, made by khugepaged, split")
     return _label(ax, labels)
 
 
@@ -145,16 +205,23 @@ def thin(frame: pd.DataFrame, columns: Sequence[str], points: int = POINTS) -> p
 
 
 def cpu_percent(samples: pd.DataFrame, points: int = POINTS) -> pd.DataFrame:
-    """Return scan, merge, cow and ksmd CPU as percent of one core, mean over hosts, in at most `points` intervals.
+    """Return each component of the CPU time, and ksmd's, as percent of one core, mean over hosts, in at most `points`
+    intervals.
 
     Rows are indexed by the end of the interval in seconds; the first repeats the second, to start a step plot.
     """
+    parts = {**_CPU, "ksmd": ("ksmd",)}
+    return _rates(samples, {part: [f"{name}_cpu_ns" for name in names] for part, names in parts.items()}, points)
+
+
+def _rates(samples: pd.DataFrame, parts: Mapping[str, Sequence[str]], points: int = POINTS) -> pd.DataFrame:
+    """Return sums of counters of nanoseconds as percent of the time, mean over hosts."""
     hosts = samples["host"].nunique()
     totals = over_hosts(samples)
     # The counters are cumulative: leaving out rows between keeps the mean of the longer interval exact.
     rows = np.unique(np.linspace(0, len(totals) - 1, min(points + 1, len(totals))).astype(int))
     ends = totals.iloc[rows]
-    spent = pd.DataFrame({part: ends[f"{part}_cpu_ns"].astype(float) for part in (*_CPU, "ksmd")})
+    spent = pd.DataFrame({part: ends[list(names)].astype(float).sum(axis=1) for part, names in parts.items()})
     rate = spent.diff().div(np.diff(ends.index.to_numpy(), prepend=np.nan), axis=0) / 1e7 / hosts
     return rate.bfill().fillna(0.0)
 

@@ -29,6 +29,13 @@ COLOURS: Mapping[str, Colour] = {
     "scan": Colour("#4a90c4", "#7ab6e6"),
     "merge": Colour("#f2b632", "#f5c869"),
     "cow": Colour("#9c2f06", "#e8693a"),
+    "huge": Colour("#123a5c", "#3f77a8"),
+    "pool": Colour("#7a5cad", "#b49be0"),
+    "writeback": Colour("#b7a3d6", "#d8cbf0"),
+    "reserved": Colour("#8b95a0", "#6d7781"),
+    "swap": Colour("#6b4fa0", "#a88bd8"),
+    "tlb": Colour("#8a6d00", "#d3b95c"),
+    "source": Colour("#4f8a6d", "#86c4a5"),
 }
 """Each light colour belongs to one role only: in the HTML page it is replaced by a variable named after the role."""
 

@@ -9,6 +9,10 @@ from sim.results.summary import Summary, Value, over_hosts
 from sim.units import SECOND, about_bytes, about_duration
 
 _SCANS_TO_MERGE = 2
+_STALL = 2.0
+"""Percent of the time that guests may wait: as much as a sweep's recommendation lets them lose."""
+_DEAR = 5.0
+"""Percent of the CPU above which overcommit is called dear, and advised against; a choice, not a measurement."""
 
 
 def amount(value: Value, unit: str) -> str:
@@ -68,6 +72,28 @@ def conclusion(samples: pd.DataFrame, guests: pd.DataFrame, summary: Summary) ->
         f"and {amount(summary['cpu_overhead_percent'], '%')} of the CPU in all."
     )
     return " ".join([sentence, *_remarks(summary, ksm)])
+
+
+def advice(summary: Summary) -> str:
+    """Return what to change first, in a sentence, by the metrics alone; the first of these that holds is said."""
+
+    def above(name: str, bound: float) -> bool:
+        value = summary[name]
+        return value is not None and value > bound
+
+    if above("oom_kills", 0):
+        return "guests were killed, so promise less, or give the host swap for what it promises beyond its memory."
+    if above("stall_percent", _STALL):
+        return "guests wait for memory, so run fewer of them, or give the host faster swap or compressed memory."
+    if above("ksmd_cpu_percent", 0) and not above("general_profit", 0):
+        return "KSM takes CPU and saves nothing, so switch it off for these guests."
+    if above("cpu_tlb_percent", _DEAR) and above("cpu_tlb_percent", summary["cpu_scan_percent"] or 0):
+        return "small pages cost guests more than scanning does, so compare with KSM off and large pages on."
+    if above("cpu_overhead_percent", _DEAR):
+        return "overcommit takes much CPU, so scan more slowly and see what that costs: overcommit sweep."
+    if above("ksmd_cpu_percent", 0) and (summary["full_scans"] or 0) < _SCANS_TO_MERGE:
+        return "KSM has hardly begun, so run for longer, or raise pages_to_scan."
+    return "no figure asks for a change; more guests per host are worth a try."
 
 
 def _guests(last: "pd.Series[float]", guests: pd.DataFrame) -> str:
