@@ -41,6 +41,8 @@ class Result:
     summary: Summary
     manifest: Mapping[str, Any]
     verdicts: Sequence[Verdict] = field(default_factory=tuple)
+    fleet: pd.DataFrame | None = None
+    hosts: pd.DataFrame | None = None
 
 
 def result(

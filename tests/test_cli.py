@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sim.cli import main
-from sim.columns import HEADLINES, METRICS
+from sim.columns import FLEET_METRICS, HEADLINES, METRICS
 from sim.document import read
 from sim.errors import MachineError, Problem, UserError
 from sim.processes import processors
@@ -47,7 +47,9 @@ class World:
         if str(path) in self.problems:
             raise UserError(*self.problems[str(path)])
         resolved = {"name": "web", "hosts": [{"memory": "16GiB"}]}
-        return SimpleNamespace(name="web", points=(), datacenter=self.datacenter, resolved=lambda: resolved)
+        return SimpleNamespace(
+            name="web", points=(), replications=1, datacenter=self.datacenter, resolved=lambda: resolved
+        )
 
     def run(
         self, scenario: SimpleNamespace, progress: Callable[[float, str], None] | None, jobs: int, cluster: str | None
@@ -56,7 +58,7 @@ class World:
         self.workers.append((jobs, cluster))
         if self.raised_by_run:
             raise self.raised_by_run
-        summary = {metric.name: 3 for metric in METRICS}
+        summary = {metric.name: None if metric in FLEET_METRICS else 3 for metric in METRICS}
         manifest = {"digest": "ab12", "wall_s": 1.5}
         return SimpleNamespace(
             scenario=scenario, samples=None, guests=None, summary=summary, manifest=manifest, verdicts=self.verdicts

@@ -35,7 +35,7 @@ def visible(folder):
 
 def samples(*rows):
     """Return samples with the given figures, 0 elsewhere; a row without a host is of host `h`."""
-    blank = {column.name: 0 for column in SAMPLES} | {"host": "h"}
+    blank = {column.name: 0 for column in SAMPLES} | {"host": "h", "hosts": 1}
     return results.frame("samples", [blank | row for row in rows])
 
 

@@ -90,7 +90,8 @@ class Replay:
 
     `evidence` has two columns for each row of `scans`: `proven`, the row was read whole before ksmd could move on, and
     `stolen_ns`, time for which the hypervisor took ksmd's core away. `deeds` says when guests did what was planned,
-    `visited` how many pages ksmd had visited at each planned moment.
+    `visited` how many pages ksmd had visited at each planned moment. One machine is no datacenter: it has no `fleet`
+    and no `hosts`.
     """
 
     scenario: Scenario
@@ -107,6 +108,8 @@ class Replay:
     deeds: pd.DataFrame
     visited: Sequence[int]
     disturbance: Disturbance
+    fleet: None = None
+    hosts: None = None
 
 
 def replay(

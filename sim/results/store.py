@@ -50,6 +50,10 @@ class Result(Protocol):
     @property
     def events(self) -> pd.DataFrame: ...
     @property
+    def fleet(self) -> pd.DataFrame | None: ...
+    @property
+    def hosts(self) -> pd.DataFrame | None: ...
+    @property
     def manifest(self) -> Mapping[str, Any]: ...
     @property
     def summary(self) -> Summary: ...
@@ -166,7 +170,7 @@ def _fill(folder: Path, result: Result) -> None:
     for table in TABLES:
         write_parquet(table, getattr(result, table), folder / f"{table}.parquet")
     for table in FLEET_TABLES:
-        if (data := getattr(result, table, None)) is not None:
+        if (data := getattr(result, table)) is not None:
             write_parquet(table, data, folder / f"{table}.parquet")
     _write_json(folder / "summary.json", result.summary)
     files.write(folder / _COMPLETE, b"")
