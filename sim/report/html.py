@@ -191,7 +191,9 @@ def _sections(result: Judged, resolved: Mapping[str, Any], drawn: Sequence[Marku
         yield tag("p", uncertainty(result.manifest["scale"], bars, result.summary))
     if result.verdicts:
         yield section("Expectations", _expectations(result.verdicts))
-    yield section("Headline figures", _metrics(headlines(result.summary), result.summary, "What the run comes to", bars))
+    yield section(
+        "Headline figures", _metrics(headlines(result.summary), result.summary, "What the run comes to", bars)
+    )
     yield from drawn
     if not result.guests.empty:
         yield section("Guests", _guests(result.guests))
