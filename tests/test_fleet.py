@@ -1,4 +1,4 @@
-"""Datacenters from end to end, hosts with pages among them: same bits, whatever runs them; old reports; clear errors."""
+"""Datacenters from end to end, hosts with pages among them: same bits however they are run, old reports, errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SCENARIOS = Path(__file__).parents[1] / "scenarios"
 def described(**changes: Any) -> dict[str, Any]:
     """A small datacenter, as a file would say it."""
     host = {"memory": "1GiB", "cores": 4, "power": {"idle": 100, "full": 200},
-            "ksm": {"run": 1, "pages_to_scan": 5000, "sleep_millisecs": 1000}, "swap": {"device": "nvme", "size": "1GiB"}}  # fmt: skip
+            "ksm": {"run": 1, "pages_to_scan": 5000, "sleep_millisecs": 1000},
+            "swap": {"device": "nvme", "size": "1GiB"}}  # fmt: skip
     parts = [{"name": "system", "pool": "image", "size": "64MiB"},
              {"name": "heap", "size": "64MiB", "writes": {"rate": "1/min"}}]  # fmt: skip
     return {

@@ -97,7 +97,7 @@ def _of_fleet(last: "pd.Series[float]", summary: Summary) -> Iterator[str]:
 
 
 def headlines(summary: Summary) -> Sequence[Metric]:
-    """The metrics to show first; of a datacenter its own come before, and those that it has no figure for not at all."""
+    """The metrics to show first; of a datacenter its own come before, and those without a figure not at all."""
     if summary["hosts_needed"] is None:
         return HEADLINES
     return [metric for metric in (*FLEET_METRICS, *HEADLINES) if summary[metric.name] is not None]
