@@ -121,7 +121,7 @@ def guests_per_host(hosts: pd.DataFrame, ax: Axes) -> Axes:
     """Draw how many hosts had how many guests on average."""
     means = hosts["guests_mean"].to_numpy(dtype=np.float64)
     top = max(int(np.ceil(means.max())), 1)
-    ax.hist(means, bins=np.linspace(0, top, min(top, 40) + 1), color=_light("shared"))
+    ax.hist(means, bins=np.linspace(0, top, min(top, 40) + 1).tolist(), color=_light("shared"))
     ax.set_xlabel("guests on a host, mean over the run")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(f"Number of hosts by guests (of {len(hosts):,} hosts)")
