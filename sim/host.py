@@ -121,8 +121,7 @@ class Host(Sharing, _Hardware):
     @property
     def price_set(self) -> Prices:
         """What work costs."""
-        prices = price_sets.load(self.prices, self._folder)
-        return prices if self.scale == 1 else price_sets.of_pages(prices, self.scale)
+        return price_sets.load(self.prices, self._folder, self.scale)
 
     @property
     def scale(self) -> int:

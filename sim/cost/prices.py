@@ -415,15 +415,25 @@ def names() -> list[str]:
     return sorted({*bundled(), *(path.stem for path in user_folder().glob("*.yaml"))})
 
 
-def load(name: str, folder: Path = Path()) -> Prices:
-    """The price set of that name, or of that .yaml file in *folder*. Raises At for one that is unknown or wrong."""
+def load(name: str, folder: Path = Path(), pages: int = 1) -> Prices:
+    """The price set of that name, or of that .yaml file in *folder*, what it says of a page being said of so many.
+
+    Raises At for one that is unknown or wrong.
+    """
     own = name.endswith(".yaml")
     places = [folder / name] if own else [FOLDER / f"{name}.yaml", user_folder() / f"{name}.yaml"]
     path = next(filter(os.path.isfile, places), None)
     if path is None:
         remedy = "paths are relative to the scenario file" if own else suggestion(name, names())
         raise At("", "no such price set", remedy)
-    return _read(path, path.stat().st_mtime_ns)
+    return _of_pages(path, path.stat().st_mtime_ns, pages)
+
+
+@lru_cache
+def _of_pages(path: Path, changed_ns: int, pages: int) -> Prices:
+    """The price set in a file, of so many pages; a fleet has it once for all of its hosts."""
+    prices = _read(path, changed_ns)
+    return prices if pages == 1 else of_pages(prices, pages)
 
 
 def _whole(document: Document) -> Document:

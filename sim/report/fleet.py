@@ -106,13 +106,15 @@ def happenings(fleet: pd.DataFrame, samples: pd.DataFrame, ax: Axes) -> Axes:
     shown = {name: ends for name, ends in found.items() if len(ends)}
     clock = fleet.set_index("time_s")
     scale = _time_axis(ax, clock)[-1] / float(clock.index[-1])
+    labels = []
     for row, (name, ends) in enumerate(reversed(shown.items())):
         ax.plot(ends * scale, np.full(len(ends), row), "|", color=_light(_MARKS[name]), markersize=14)
-    ax.set_yticks(range(len(shown)), [name.replace("_", " ") for name in reversed(shown)])
+        labels.append(_Label(row, name.replace("_", " "), _light(_MARKS[name])))
+    ax.set_yticks([])
     ax.set_ylim(-0.6, len(shown) - 0.4)
     ax.set_xlim(0, float(clock.index[-1]) * scale)
     ax.set_title("What happened when")
-    return ax
+    return _label(ax, labels)
 
 
 def guests_per_host(hosts: pd.DataFrame, ax: Axes) -> Axes:
@@ -136,6 +138,7 @@ def _lines(fleet: pd.DataFrame, columns: dict[str, tuple[str, str]], ax: Axes) -
             ax.step(time, values, where="pre", color=_light(role))
             labels.append(_Label(float(values[-1]), f"{text} {values[-1]:,.0f}", _light(role)))
     ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     _label(ax, labels)
 
 
