@@ -340,3 +340,18 @@ def test_a_table_names_its_rows_and_columns():
 
     assert '<th scope="col">a</th>' in text
     assert '<th scope="row">x</th><td>1</td>' in text
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"oom_kills": 2}, "guests were killed"),
+        ({"stall_percent": 3.0}, "guests wait for memory"),
+        ({"general_profit": -1}, "switch it off"),
+        ({"cpu_overhead_percent": 6.0}, "scan more slowly"),
+        ({"full_scans": 1}, "hardly begun"),
+        ({}, "no figure asks for a change"),
+    ],
+)
+def test_the_advice_is_about_the_worst_of_the_figures(figures, said):
+    assert said in words.advice(finished.result().summary | figures)
