@@ -81,16 +81,8 @@ def _pictures(result: Judged) -> Iterator[_Picture]:
     samples = result.samples
     if samples["time_s"].nunique() < 2:
         return
-<<<<<<< HEAD
-    # What a kernel recorded has no such tables.
-    epochs, hosts = getattr(result, "fleet", None), getattr(result, "hosts", None)
-    if epochs is not None and hosts is not None:
-        for name, title, text, panels, draw in fleet.pictures_of(epochs, hosts, samples):
-=======
-    plane, hosts = getattr(result, "fleet", None), getattr(result, "hosts", None)  # a run of a kernel has neither
-    if plane is not None and hosts is not None:
-        for name, title, text, panels, draw in fleet.pictures_of(plane, hosts, samples):
->>>>>>> analyst
+    if result.fleet is not None and result.hosts is not None:
+        for name, title, text, panels, draw in fleet.pictures_of(result.fleet, result.hosts, samples):
             yield _Picture(name, title, text, panels, draw)
         return
     real = bool(samples["mem_used_bytes"].isna().all())  # a kernel does not tell
