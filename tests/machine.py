@@ -117,6 +117,7 @@ class Machine:
         self.thp = thp
         self.k = idle_ksm(self.m, contents=contents)
         self.k.n[ksmd.MAX_PAGE_SHARING] = max_page_sharing
+        self.k.n[ksmd.SCALE] = 1
         self.k.n[ksmd.USE_ZERO_PAGES] = use_zero_pages
         self.k.n[ksmd.CHECKSUM_FIRST] = checksum_first
         self.k.n[ksmd.PRUNE_MILLISECS] = prune_millisecs

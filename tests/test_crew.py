@@ -343,6 +343,8 @@ def test_a_cluster_forgets_the_hosts_of_a_run_that_was_killed(
         running.kill()
         running.wait(10)
         wait_until(lambda: list(cluster.client.run(actors).values()) == [0, 0])
+    for _ in range(2):  # what they were told to do they go on doing
+        two.kill_one()
 
 
 FLEET = {

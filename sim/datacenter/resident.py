@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
@@ -112,6 +112,17 @@ class Kinds:
         return np.packbits(bits)
 
 
+class Report(NamedTuple):
+    """What a host has counted."""
+
+    log: Int64
+    """A row of its scanner's log."""
+    others: tuple[int, ...]
+    """See `Rows.others`."""
+    walks: Mapping[str, int]
+    """What walks through page tables cost (TOTALS)."""
+
+
 class Resident(Machine):
     """One host; times are host times in ns."""
 
@@ -143,6 +154,8 @@ class Resident(Machine):
         """Guests that move away, and when they may go."""
         self._varying: dict[int, list[tuple[Guest, int]]] = {}
         """Guests whose activity changes at a moment, with the number of the level."""
+        self._at_rest: Report | None = None
+        """What the host reports for as long as nothing happens here."""
         self._looks = any(vm.load for vm in self.catalogue.kinds)
         self._begin()
         self._work(0)
@@ -158,6 +171,10 @@ class Resident(Machine):
 
     def follow(self, until: int, orders: Sequence[Order]) -> None:
         """Do as told, each at its time, and go on to *until*."""
+        if not orders and self._rests():
+            self.now = until
+            return
+        self._at_rest = None
         for order in orders:
             self._go_to(order.time)
             self._do(order)
@@ -199,9 +216,22 @@ class Resident(Machine):
         """Whether a guest may leave by then."""
         return any(ready <= until for ready, _ in self._leaving.values())
 
-    def report(self) -> tuple[Int64, tuple[int, ...], Mapping[str, int]]:
-        """Every counter as it is now: a row of the scanner's log, what else there is, and what walks cost."""
-        return self.scanner.snapshot(self.now).copy(), self._others(), self._walked()
+    def _rests(self) -> bool:
+        """Whether nothing happens here before a guest comes: there is none, and no daemon that works without."""
+        if self.running or self.host.mechanisms.keys() - {"ksm"} or self.tuner or self.ballooning:
+            return False
+        if self.host.ksm and self.host.ksm.changes:
+            return False
+        return all(self.scanner.is_free(each) for each in self._left)
+
+    def report(self) -> Report:
+        """Every counter as it is now."""
+        if self._at_rest is None:
+            report = Report(self.scanner.snapshot(self.now).copy(), self._others(), self._walked())
+            if not self._rests():
+                return report
+            self._at_rest = report
+        return self._at_rest
 
     def _others(self) -> tuple[int, ...]:
         """See `Machine`; averages over the last seconds say nothing in a report."""
@@ -228,6 +258,10 @@ class Resident(Machine):
 
         Every host does that at the same times in every run, for the order of what happens at one moment depends on it.
         """
+        self._go_to(self.now)  # a host at rest may be behind
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         import simpy
 
         self.env = simpy.Environment(initial_time=self.now)
@@ -246,7 +280,7 @@ class Resident(Machine):
     def attach(self, kinds: Kinds) -> None:
         """Go on after having been stored."""
         self._kinds, self.catalogue = kinds, kinds.catalogue
-        self.renew()
+        self._begin_anew()
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -254,15 +288,19 @@ class Resident(Machine):
         """Keep no rows: a report has what is asked of a host here."""
 
     def _vary(self, guest: Guest, activity: Activity, done: int) -> Steps:
-        """Let the guests whose levels change at the same moment wait for it together."""
-        step = max(done - guest.start, 0) // activity.every + 1
-        if activity.repeat or step < len(activity.levels):
-            moment = guest.start + step * activity.every
-            if moment not in self._varying:
-                self._varying[moment] = []
-                self.env.process(self._change_levels(moment))
-            self._varying[moment].append((guest, step))
+        """See `Machine`; guests whose levels change at the same moment wait for it together."""
+        self._plan_level(guest, activity, done)
         yield from ()
+
+    def _plan_level(self, guest: Guest, activity: Activity, done: int) -> None:
+        step = max(done - guest.start, 0) // activity.every + 1
+        if not activity.repeat and step >= len(activity.levels):
+            return
+        moment = guest.start + step * activity.every
+        if moment not in self._varying:
+            self._varying[moment] = []
+            self.env.process(self._change_levels(moment))
+        self._varying[moment].append((guest, step))
 
     def _change_levels(self, moment: int) -> Steps:
         yield self.env.timeout(moment - self.env.now)
@@ -272,7 +310,7 @@ class Resident(Machine):
                 self._account_writes(guest, moment)
                 guest.level = self._level(guest.vm, step)
                 self.scanner.change_activity(guest.index, moment, guest.level)
-                self.env.process(self._vary(guest, activity, moment))
+                self._plan_level(guest, activity, moment)
 
     # --- guests ---------------------------------------------------------------------------------------------------
 

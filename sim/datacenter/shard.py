@@ -127,11 +127,11 @@ class Shard:
     def _table(self, residents: Sequence[Resident]) -> Mapping[str, Int64]:
         """The columns of the samples table, a row for each of these hosts, which are of one kind."""
         reports = [each.report() for each in residents]
-        log = np.stack([log for log, _, _ in reports])
-        others = np.array([others for _, others, _ in reports], np.int64)
+        log = np.stack([each.log for each in reports])
+        others = np.array([each.others for each in reports], np.int64)
         columns: dict[str, Any] = dict(residents[0]._columns(log, others))
-        for name in reports[0][2]:
-            columns[name] = np.array([walks[name] for _, _, walks in reports], np.int64)
+        for name in reports[0].walks:
+            columns[name] = np.array([each.walks[name] for each in reports], np.int64)
         columns = enlarged(columns, self._spec.scale)
         columns["overhead_cpu_ns"] = sum(np.asarray(columns[f"{part}_cpu_ns"]) for part in _OVERHEAD)
         return columns
