@@ -15,7 +15,7 @@ from sim.columns import PAGE_BYTES
 from sim.cost import prices
 from sim.errors import UserError
 from sim.memory.image import Synthetic, load_capture
-from sim.memory.pages import POOL, WEIGHT, pool_add, pool_remove
+from sim.memory.pages import POOL, STANDS_FOR, WEIGHT, pool_add, pool_remove
 from sim.reclaim.compression import (
     AS_IS,
     Sizes,
@@ -149,7 +149,7 @@ def test_a_pool_that_pages_come_to_and_leave_is_as_large_as_what_it_holds_needs(
         steps.append(-1 - held.pop())
     m = empty_memory(pages=1, guests=1, frames=1)
     m.zspage[:, :3] = zsmalloc_classes()
-    m.zspage[:, WEIGHT] = 1
+    m.zspage[:, WEIGHT] = m.counts[STANDS_FOR] = 1
 
     for step in steps:
         if step < 0:

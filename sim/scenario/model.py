@@ -76,8 +76,6 @@ class Scenario(Block):
     scale: Scale = 1
     """How many pages each simulated page stands for: a power of two, or auto for the least that keeps the budget. A run
     at scale 64 takes about 1/64 of the time and memory; the report says how far its figures may be off."""
-    budget: Budget = Budget()
-    """What the run may take if scale is auto."""
     phases: dict[str, Duration] = Field(default_factory=dict)
     """When each phase of the run begins, by name and in order of time: the report of a sweep over alternatives tells
     them apart."""
@@ -87,6 +85,8 @@ class Scenario(Block):
     """Kinds of guest."""
     datacenter: Datacenter | None = None
     """A control plane that places guests on hosts as they come; unless given, guests are spread in turn beforehand."""
+    budget: Budget = Budget()
+    """What the run may take if scale is auto."""
     warmup: Duration = 0
     """What the metrics leave out at the beginning: counters count from here on."""
     measure: Duration | None = Field(default=None, gt=0)
