@@ -152,7 +152,9 @@ def test_an_error_bar_is_the_largest_of_its_estimates() -> None:
 # --- what goes in ------------------------------------------------------------------------------------------------
 
 
-SHARES = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(lambda each: sum(each) < 100)  # each is rounded to a page
+SHARES = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(
+    lambda each: sum(each) < 100
+)  # each is rounded to a page
 
 
 @given(shares=SHARES, mebibytes=st.integers(16, 4096), power=st.integers(1, 6))
