@@ -23,7 +23,7 @@ The package in reading order; a file imports only from what stands above it.
     study/        many runs: sweeps of one scenario, published figures of many
     report/       pictures and one self-contained page
     lab/          the real kernel
-    cli           one function per verb
+    cli/          the command line, a file per verb
     pytest_plugin  scenario files as tests of pytest
 """
 
