@@ -64,10 +64,23 @@ class Shard:
         """All of them empty. Raises UserError on a machine that has other files."""
         _check_files(spec)
         self._spec = spec
-        self._kinds = kinds_of(spec)
-        self._hosts = _shrunk_hosts(spec)
-        self._residents = {number: self._resident(number) for number in spec.numbers}
         self._epochs = 0
+        self._residents: dict[int, Resident] = {}
+        self._prepare()
+        for kind, numbers in self._numbers.items():
+            if not self._empty[kind].rests():
+                self._residents |= {number: self._resident(number) for number in numbers}
+
+    def _prepare(self) -> None:
+        """Make what is the same whenever it is made."""
+        self._kinds = kinds_of(self._spec)
+        self._hosts = _shrunk_hosts(self._spec)
+        self._numbers: dict[str, list[int]] = {}
+        for number in self._spec.numbers:
+            self._numbers.setdefault(self._spec.hosts[number][1].name, []).append(number)
+        self._empty = {kind: self._resident(numbers[0]) for kind, numbers in self._numbers.items()}
+        """A host of each kind to which nothing has happened: it reports for all such hosts that only wait for guests,
+        which are not made before one comes."""
 
     def _resident(self, number: int) -> Resident:
         spec = self._spec
@@ -84,6 +97,7 @@ class Shard:
         told: dict[int, list[Order]] = {}
         for order in orders.orders:
             told.setdefault(order.host, []).append(order)
+        self._residents |= {number: self._resident(number) for number in told if number not in self._residents}
         busy = self._residents if orders.report else {each: self._residents[each] for each in self._due(told, orders)}
         for number, resident in busy.items():
             resident.follow(orders.until, told.get(number, ()))
@@ -108,8 +122,8 @@ class Shard:
         if not report:
             nothing = np.empty((0, len(REPORT)), np.int64)
             return Answer(np.empty(0, np.int64), nothing, {}, ended, moved, events)
-        tables = {name: self._table(residents) for name, residents in self._by_kind().items()}
-        numbers = np.array([each.number for residents in self._by_kind().values() for each in residents], np.int64)
+        tables = {kind: self._table(self._of_kind(kind)) for kind in self._numbers}
+        numbers = np.concatenate([np.array(each, np.int64) for each in self._numbers.values()])
         rows = np.concatenate([np.stack([table[name] for name in REPORT], axis=1) for table in tables.values()])
         order = np.argsort(numbers)
         sums = {name: _summed(table) for name, table in tables.items()}
@@ -118,11 +132,8 @@ class Shard:
     def _enlarged(self, ended: Ended) -> Ended:
         return replace(ended, row=enlarged_guest(ended.row, self._spec.scale))
 
-    def _by_kind(self) -> dict[str, list[Resident]]:
-        kinds: dict[str, list[Resident]] = {}
-        for resident in self._residents.values():
-            kinds.setdefault(resident.host.name, []).append(resident)
-        return kinds
+    def _of_kind(self, kind: str) -> list[Resident]:
+        return [self._residents.get(number, self._empty[kind]) for number in self._numbers[kind]]
 
     def _table(self, residents: Sequence[Resident]) -> Mapping[str, Int64]:
         """The columns of the samples table, a row for each of these hosts, which are of one kind."""
@@ -151,7 +162,8 @@ class Shard:
         """A shard as it was when it was saved. Raises UserError on a machine that has other files."""
         _check_files(spec)
         shard = cls.__new__(cls)
-        shard._spec, shard._kinds, shard._hosts = spec, kinds_of(spec), _shrunk_hosts(spec)
+        shard._spec = spec
+        shard._prepare()
         shard._epochs, shard._residents = unpack(saved)
         for resident in shard._residents.values():
             resident.attach(shard._kinds)
@@ -161,7 +173,7 @@ class Shard:
         """What is known at the end."""
         rows = [self._enlarged(row) for resident in self._residents.values() for row in resident.rows()]
         work: dict[str, int] = {}
-        for resident in self._residents.values():
+        for resident in [*self._empty.values(), *self._residents.values()]:
             for name, times in resident.scanner.work_done().items():
                 work[name] = work.get(name, 0) + times
         return Tables(rows, enlarged_work(work, self._spec.scale))

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sim.memory.access import Kind, by_activity, groups, numbered
+from sim.memory.access import Group, Kind, by_activity, groups, numbered
 from sim.memory.guest import Vm
 from sim.memory.image import (
     UNTOUCHED,
@@ -63,6 +63,7 @@ class Catalogue:
         self._version = version
         self._members: Sequence[Member] = ()
         self._layouts: dict[tuple[str, int], Mapping[str, PageNumbers]] = {}
+        self._groups: dict[tuple[str, int], Sequence[Group]] = {}
         self._commons: dict[str, npt.NDArray[np.int32]] = {}
 
     def register(self, members: Sequence[Member]) -> None:
@@ -96,8 +97,15 @@ class Catalogue:
 
     def accesses_of(self, vm: Vm, domain: Domain) -> Iterator[tuple[Kind, PageNumbers]]:
         """Which pages of such a guest are accessed at random, by class."""
-        for kind, pages in groups(vm.content, self.places_of(vm)):
+        for kind, pages in self.groups_of(vm):
             yield kind.within(domain.number), pages
+
+    def groups_of(self, vm: Vm) -> Sequence[Group]:
+        """The same for guests of no domain."""
+        name = vm.name, vm.memory
+        if name not in self._groups:
+            self._groups[name] = tuple(groups(vm.content, self.places_of(vm)))
+        return self._groups[name]
 
     def class_of(self, kind: Kind) -> int:
         """The number of a class of accesses, or of that which is nearest to it in how often it writes and reads: where
