@@ -158,6 +158,8 @@ class Resident(Machine):
         """Guests whose activity changes at a moment, with the number of the level."""
         self._at_rest: Report | None = None
         """What the host reports for as long as nothing happens here."""
+        self._with_leavers: Report | None = None
+        """What it counted right before guests left at the end of the epoch."""
         self._looks = any(vm.load for vm in self.catalogue.kinds)
         self._is_passive = self._has_no_daemon()
         self._begin()
@@ -174,6 +176,7 @@ class Resident(Machine):
 
     def follow(self, until: int, orders: Sequence[Order]) -> None:
         """Do as told, each at its time, and go on to *until*."""
+        self._with_leavers = None
         if not orders and self.rests():
             self.now = until
             return
@@ -183,7 +186,9 @@ class Resident(Machine):
             self._do(order)
         self._go_to(until)
         self.now = until
-        for name in [name for name, (ready, _) in self._leaving.items() if ready <= until]:
+        leavers = [name for name, (ready, _) in self._leaving.items() if ready <= until]
+        self._with_leavers = self._counted() if leavers else None
+        for name in leavers:
             self._hand_over(name)
 
     def _do(self, order: Order) -> None:
@@ -230,11 +235,23 @@ class Resident(Machine):
     def report(self) -> Report:
         """Every counter as it is now."""
         if self._at_rest is None:
-            report = Report(self.scanner.snapshot(self.now).copy(), self._others(), self._walked())
+            report = self._counted()
             if not self.rests():
                 return report
             self._at_rest = report
         return self._at_rest
+
+    def sample(self) -> Report:
+        """The same for the table of samples: a guest that leaves at this moment is here until its new host has it."""
+        return self._with_leavers or self.report()
+
+    @property
+    def was_left(self) -> bool:
+        """Whether guests have left at this moment."""
+        return self._with_leavers is not None
+
+    def _counted(self) -> Report:
+        return Report(self.scanner.snapshot(self.now).copy(), self._others(), self._walked())
 
     def _others(self) -> tuple[int, ...]:
         """See `Machine`; averages over the last seconds say nothing in a report."""

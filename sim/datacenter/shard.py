@@ -14,7 +14,7 @@ from sim.datacenter.checkpoint import pack, unpack
 from sim.datacenter.crew import WINDOW
 from sim.datacenter.messages import REPORT, SUMMED, Answer, Ended, Int64, Order, Orders, UInt8
 from sim.datacenter.migration import Migration
-from sim.datacenter.resident import Kinds, Resident
+from sim.datacenter.resident import Kinds, Report, Resident
 from sim.errors import At, UserError
 from sim.host import Host
 from sim.memory.guest import Vm
@@ -82,6 +82,12 @@ class Shard:
         """A host of each kind to which nothing has happened: it reports for all such hosts that only wait for guests,
         which are not made before one comes."""
 
+    def _host(self, number: int) -> Resident:
+        """A host, made now if nothing has happened to it before."""
+        if number not in self._residents:
+            self._residents[number] = self._resident(number)
+        return self._residents[number]
+
     def _resident(self, number: int) -> Resident:
         spec = self._spec
         name, real = spec.hosts[number]
@@ -97,7 +103,8 @@ class Shard:
         told: dict[int, list[Order]] = {}
         for order in orders.orders:
             told.setdefault(order.host, []).append(order)
-        self._residents |= {number: self._resident(number) for number in told if number not in self._residents}
+        for number in told:
+            self._host(number)
         busy = self._residents if orders.report else {each: self._residents[each] for each in self._due(told, orders)}
         for number, resident in busy.items():
             resident.follow(orders.until, told.get(number, ()))
@@ -122,11 +129,11 @@ class Shard:
         if not report:
             nothing = np.empty((0, len(REPORT)), np.int64)
             return Answer(np.empty(0, np.int64), nothing, {}, ended, moved, events)
-        tables = {kind: self._table(self._of_kind(kind)) for kind in self._numbers}
+        tables = {kind: self._table(kind, [each.report() for each in self._of_kind(kind)]) for kind in self._numbers}
         numbers = np.concatenate([np.array(each, np.int64) for each in self._numbers.values()])
         rows = np.concatenate([np.stack([table[name] for name in REPORT], axis=1) for table in tables.values()])
         order = np.argsort(numbers)
-        sums = {name: _summed(table) for name, table in tables.items()}
+        sums = {kind: _summed(self._sampled(kind) or table) for kind, table in tables.items()}
         return Answer(numbers[order], rows[order], sums, ended, moved, events, self._fingerprints())
 
     def _enlarged(self, ended: Ended) -> Ended:
@@ -135,12 +142,18 @@ class Shard:
     def _of_kind(self, kind: str) -> list[Resident]:
         return [self._residents.get(number, self._empty[kind]) for number in self._numbers[kind]]
 
-    def _table(self, residents: Sequence[Resident]) -> Mapping[str, Int64]:
+    def _sampled(self, kind: str) -> Mapping[str, Int64] | None:
+        """What the samples say of hosts of a kind where that is not what they report: guests have left them."""
+        residents = self._of_kind(kind)
+        if not any(each.was_left for each in residents):
+            return None
+        return self._table(kind, [each.sample() for each in residents])
+
+    def _table(self, kind: str, reports: Sequence[Report]) -> Mapping[str, Int64]:
         """The columns of the samples table, a row for each of these hosts, which are of one kind."""
-        reports = [each.report() for each in residents]
         log = np.stack([each.log for each in reports])
         others = np.array([each.others for each in reports], np.int64)
-        columns: dict[str, Any] = dict(residents[0]._columns(log, others))
+        columns: dict[str, Any] = dict(self._empty[kind]._columns(log, others))
         for name in reports[0].walks:
             columns[name] = np.array([each.walks[name] for each in reports], np.int64)
         columns = enlarged(columns, self._spec.scale)

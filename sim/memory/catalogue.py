@@ -40,6 +40,18 @@ class Member(Protocol):
     def start(self) -> int: ...
 
 
+def _alike(one: Kind, other: Kind) -> bool:
+    """Whether two classes differ in numbers only."""
+    loops = bool(one.period) == bool(other.period)
+    return loops and (one.leaves, one.file, one.domain) == (other.leaves, other.file, other.domain)
+
+
+def _distance(one: Kind, other: Kind) -> tuple[float, int, int, Kind]:
+    """How far two classes are from each other, the rates first."""
+    rates = abs(one.writes - other.writes) + abs(one.reads - other.reads)
+    return rates, abs(one.period - other.period), abs(one.pages - other.pages), one
+
+
 def saved(segment: str, version: int) -> str:
     """The pool that holds a version of a saved segment."""
     return f"{segment}, saved anew {version}" if version else segment
@@ -109,11 +121,11 @@ class Catalogue:
 
     def class_of(self, kind: Kind) -> int:
         """The number of a class of accesses, or of that which is nearest to it in how often it writes and reads: where
-        guests of a kind differ in size, a page that is partly hot has rates of its own.
+        guests of a kind differ in size, a page that is partly hot has rates of its own, and a loop is longer or
+        shorter. A page of a loop is read as often in any of them, at another moment.
         """
         if kind not in self.classes:
-            alike = [each for each in self.classes if each._replace(writes=kind.writes, reads=kind.reads) == kind]
-            nearest = min(alike, key=lambda each: (abs(each.writes - kind.writes) + abs(each.reads - kind.reads), each))
+            nearest = min((each for each in self.classes if _alike(each, kind)), key=lambda each: _distance(each, kind))
             self.classes[kind] = self.classes[nearest]
         return self.classes[kind]
 
