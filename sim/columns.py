@@ -285,7 +285,12 @@ FLEET: tuple[Column, ...] = (
     Column("guests_started", "int64", "count", "starts of guests, those after a failure included, since the start"),
     Column("guests_refused", "int64", "count", "guests that found no room, since the start"),
     Column("guests_ended", "int64", "count", "guests that ended on a sound host, since the start"),
-    Column("guests_lost", "int64", "count", "guests that a failed host took with it for good, since the start"),
+    Column(
+        "guests_lost",
+        "int64",
+        "count",
+        "guests that a failed host took with it for good or that their host refused memory, since the start",
+    ),
     Column("guests_restarted", "int64", "count", "guests to be started again after a failure, since the start"),
     Column("host_failures", "int64", "count", "hosts that failed, since the start"),
     Column("migrations", "int64", "count", "moves that are over, since the start"),

@@ -460,7 +460,7 @@ class Machine:
         env = self.env
         if self.host.ksm and self.host.ksm.changes:
             env.process(self._change_settings(self.host.ksm.changes, done))
-        if self.host.thp.enabled != "never":
+        if any(self._has_thp(vm) for vm in self.catalogue.kinds):
             env.process(self._collapse())
         for source in self.scanner.sources:
             if source.every:
@@ -520,7 +520,7 @@ class Machine:
             if guest.start + advice.at > done:
                 self.env.process(self._advise(guest, advice))
         if vm.activity:
-            self.env.process(self._vary(guest, vm.activity, done))
+            self._begin_to_vary(guest, vm.activity, done)
         if vm.free_page_reporting:
             self.env.process(self._report(guest))
         if not vm.fork_of and isinstance(vm.content, Captured):
@@ -793,16 +793,23 @@ class Machine:
                 self._note(guest, "madvise-refused", f"EAGAIN: no frame to unmerge into ({advice.part or 'all'})")
                 return
 
+    def _begin_to_vary(self, guest: Guest, activity: Activity, done: int) -> None:
+        """Let a guest's level change after *done*."""
+        self.env.process(self._vary(guest, activity, done))
+
     def _vary(self, guest: Guest, activity: Activity, done: int) -> Steps:
         step = max(done - guest.start, 0) // activity.every + 1
         while activity.repeat or step < len(activity.levels):
             yield self.env.timeout(guest.start + step * activity.every - self.env.now)
             if not guest.running:
                 return
-            self._account_writes(guest, int(self.env.now))
-            guest.level = self._level(guest.vm, step)
-            self.scanner.change_activity(guest.index, int(self.env.now), guest.level)
+            self._change_level(guest, step, int(self.env.now))
             step += 1
+
+    def _change_level(self, guest: Guest, step: int, now: int) -> None:
+        self._account_writes(guest, now)
+        guest.level = self._level(guest.vm, step)
+        self.scanner.change_activity(guest.index, now, guest.level)
 
     def _level(self, vm: Vm, step: int) -> float:
         if vm.activity is None:

@@ -91,7 +91,7 @@ def moved_on(shard: Shard, source: int, target: int, guest: str, time: int) -> t
     answer = shard.advance(in_turn([Send(source, time, guest, 100 * MIB)], time + EPOCH))
     [(host, moved)] = answer.moved
     assert (host, moved.guest) == (source, guest)
-    there = shard._residents[target]
+    there = shard._host(target)
     there.follow(time + EPOCH, [Receive(target, time + EPOCH, moved.luggage)])
     found = there._find(guest)
     assert found is not None
@@ -119,13 +119,12 @@ def test_a_guest_ends_when_its_time_has_come_and_its_number_is_given_to_another(
     assert ended[0].time == 20 * SECOND + 40 * MINUTE
     again = [Start(0, 12 * EPOCH + number, web(number)) for number in range(100, 103)]
     shard.advance(in_turn(again, 13 * EPOCH))
-    assert sum(each.running for each in shard._residents[0].guests) == 5
+    assert sum(each.running for each in shard._host(0).guests) == 5
 
 
 def test_more_guests_than_there_was_room_for_share_what_they_have_in_common() -> None:
     few = Shard(spec(1, memory="256MiB", ksm={"pages_to_scan": 1000, "sleep_millisecs": 1000}))
-    resident = few._residents[0]
-    slots = resident._slots
+    slots = few._empty["host"]._slots
     many = [Start(0, number * SECOND, web(number)) for number in range(slots + 3)]
 
     few.advance(in_turn(many, EPOCH))
@@ -163,7 +162,7 @@ def test_hosts_do_not_depend_on_who_is_beside_them() -> None:
         orders = first_epoch() if epoch == 1 else Orders(epoch * EPOCH, True, [])
         together = whole.advance(orders)
         for half in halves:
-            mine = [each for each in orders.orders if each.host in half._residents]
+            mine = [each for each in orders.orders if each.host in half._spec.numbers]
             part = half.advance(replace(orders, orders=mine))
             for number, row in zip(part.hosts, part.reports, strict=True):
                 assert row.tolist() == together.reports[number].tolist()
@@ -195,16 +194,16 @@ def test_a_guest_that_moves_works_on_where_it_was() -> None:
     shard = Shard(spec())
     shard.advance(first_epoch())
     shard.advance(Orders(4 * EPOCH, True, []))
-    source = shard._residents[0]
+    source = shard._host(0)
     before = source._find("database-0")
     assert before is not None
 
     luggage, _ = moved_on(shard, 0, 1, "database-0", 4 * EPOCH)
 
-    after = shard._residents[1]._find("database-0")
+    after = shard._host(1)._find("database-0")
     assert after is not None
     assert source._find("database-0") is None
-    assert shard._residents[1].scanner.activity(after.index, 5 * EPOCH) == luggage.state["lived"]["active_ns"]
+    assert shard._host(1).scanner.activity(after.index, 5 * EPOCH) == luggage.state["lived"]["active_ns"]
     assert after.level == 2.0  # the third of its levels, 25 minutes after it started
     [row] = [each.row for each in shard.finish().guests if each.row["guest"] == "database-0"]
     assert row["host"] == "host-1"
@@ -287,7 +286,7 @@ def test_a_worker_with_other_files_is_refused() -> None:
 
 def known_contents(shard: Shard, host: int, guest: str) -> np.ndarray[Any, Any] | None:
     """What a guest reads there that others may have too, and -1 for the rest of what it holds."""
-    resident = shard._residents[host]
+    resident = shard._host(host)
     found = resident._find(guest)
     if found is None:
         return None
@@ -312,7 +311,7 @@ def test_whatever_moves_no_guest_and_no_content_is_lost(
     now = 0
     for number, (what, source, target) in enumerate(turns):
         for name, (host, before) in packed.items():
-            shard._residents[host].follow(now, [each for each in waiting if each.host == host])
+            shard._host(host).follow(now, [each for each in waiting if each.host == host])
             after = known_contents(shard, host, name)
             assert after is None or after.tolist() == before.tolist()
         orders: list[Order] = []

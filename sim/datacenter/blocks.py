@@ -267,7 +267,8 @@ class Datacenter(Block):
     """On which of the hosts with room a guest starts, hosts being in the order of their names: the first; that with the
     least memory left, or the most; that whose free memory and CPU point the same way as what the guest wants (the dot
     product of Panigrahy et al., "Heuristics for Vector Bin Packing", 2011); that which holds most of the guest's
-    contents already (Wood et al., "Memory Buddies", VEE 2009); or any."""
+    contents already (Wood et al., "Memory Buddies", VEE 2009), of several that with the most memory left, so that
+    guests with nothing in common part (a choice of this project); or any."""
     overcommit: Overcommit = Overcommit()
     """How much more than it has a host may promise."""
     admission: Admission = Admission()

@@ -10,10 +10,11 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from sim.columns import Window
 from sim.datacenter.arrivals import newcomers, read_traces
 from sim.datacenter.blocks import Datacenter
 from sim.datacenter.books import Placed, Waiting
-from sim.datacenter.demand import Demand
+from sim.datacenter.demand import THOUSANDTHS, Demand
 from sim.datacenter.failures import Breakdowns
 from sim.datacenter.ledger import Ledger, Tables
 from sim.datacenter.messages import (
@@ -44,6 +45,7 @@ _RESTARTED: Final = "~"
 """What stands between a guest's name and how often it was restarted: no name of a kind has it."""
 _MADE_AGAIN: Final = ("readings", "_arrivals")
 _USED: Final = REPORT.index("mem_used_bytes")
+_OVERHEAD: Final = REPORT.index("overhead_cpu_ns")
 
 
 class Question(Protocol):
@@ -68,6 +70,10 @@ class Question(Protocol):
     @property
     def datacenter(self) -> Datacenter | None:
         """Its rules."""
+
+    @property
+    def window(self) -> Window | None:
+        """What the metrics are about, if that is not the whole run."""
 
 
 def numbered(hosts: Sequence[Host]) -> list[tuple[str, Host]]:
@@ -109,6 +115,9 @@ class ControlPlane:
         self.before = self.reports.copy()
         """The reports before those."""
         self.reported_at = -1
+        self.reported_before = 0
+        self.overhead = np.zeros(len(self.hosts), np.int64)
+        """What overcommit takes of each host's CPU by its last two reports (thousandths of a core)."""
         self.failed_at = np.full(len(self.hosts), -1, np.int64)
         self.open = self.power.on
         """Hosts that take guests."""
@@ -118,7 +127,8 @@ class ControlPlane:
         self.events: list[tuple[int, int, int, Any]] = []
         """Heap of what is to come: time, what it is, a number that no other has, and whom it is about."""
         self.counted = 0
-        self.ledger = Ledger(self.names, self.hosts, self.rules.report_period)
+        window = question.window or Window(0, question.duration)
+        self.ledger = Ledger(self.names, self.hosts, self.rules.report_period, window)
         self.movers = Movers(self.rules, numbers, self.rooms, self.placement, self.power)
         self.breakdowns = Breakdowns(self.rules.failures, numbers, self.seed) if self.rules.failures else None
         for time, host, at_random in self.breakdowns.first() if self.breakdowns else ():
@@ -165,7 +175,7 @@ class ControlPlane:
         if len(answer.hosts):
             if self.reported_at != now:
                 self.before[:] = self.reports
-                self.reported_at = now
+                self.reported_before, self.reported_at = max(self.reported_at, 0), now
             self.reports[answer.hosts] = answer.reports
 
     def _digest(self, now: int) -> None:
@@ -173,6 +183,8 @@ class ControlPlane:
         if self.reported_at == now and any(len(answer.hosts) for answer in self.heard):
             self.rooms.report(self.reports[:, _USED], self.movers.coming)
             self.ledger.report(self.reports, self.before)
+            spent = self.reports[:, _OVERHEAD] - self.before[:, _OVERHEAD]
+            self.overhead = spent * THOUSANDTHS // (self.reported_at - self.reported_before)
         for answer in self.heard:
             for host, held in answer.fingerprints.items():
                 self.likeness.report(host, held)
@@ -184,7 +196,7 @@ class ControlPlane:
         for _, move in moved:
             self._arrive_from(move, now)
         guests = np.fromiter(map(len, self.at), np.int64, len(self.at))
-        self.ledger.close(self.power, self.rooms, guests, len(self.waiting))
+        self.ledger.close(now, self.power, self.rooms, guests, len(self.waiting), self.reports)
 
     def _ended(self, ended: Ended) -> None:
         name = str(ended.row["guest"])
@@ -193,6 +205,9 @@ class ControlPlane:
         failed = placed.here <= self.failed_at[placed.host] <= ended.time < placed.end
         if not placed.gone:
             self._release(placed, reported=failed)
+        if ended.row["end"] == "not-started":
+            self.ledger.lost += 1
+            return
         if not failed:
             self.ledger.ended += 1
             return
@@ -372,7 +387,7 @@ class ControlPlane:
         if not self.movers.any_reason:
             return
         asked = self.demand.of_guests(now)
-        by_host = self.demand.of_hosts(asked, len(self.hosts))
+        by_host = self.demand.of_hosts(asked, len(self.hosts)) + self.overhead
         reports = (self.reports, self.before) if self.reported_at == now else None
         self.movers.plan(now, self.at, asked, by_host, self._open_to, reports)
         self._reopen()
@@ -438,9 +453,9 @@ class ControlPlane:
     def _account(self, now: int, until: int, powered: Flags) -> None:
         """Note what guests ask for and hosts draw in the epoch; a host that fails in it draws to its end."""
         asked = self.demand.of_hosts(self.demand.of_guests(now), len(self.hosts))
-        watts = self.power.watts(asked, powered)
+        watts = self.power.watts(asked + self.overhead, powered)
         self.power.spend(watts, powered, until - now)
-        self.ledger.epoch(now, until, int(powered.sum()), self.power.cores, asked, watts)
+        self.ledger.epoch(now, until, int(powered.sum()), self.power.cores, asked, self.overhead, watts)
 
     def finish(self) -> Tables:
         """What became of the fleet, once hosts have answered for the last epoch: its tables and metrics."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from sim.columns import Window
 from sim.datacenter import control
 from sim.datacenter.blocks import Datacenter
 from sim.datacenter.control import ControlPlane, Question
@@ -53,7 +54,8 @@ def simulate(
     with Crew[Spec, Orders, Answer, ShardTables](Shard, jobs, cluster, WINDOW) as crew:
         parts = split([host.memory for _, host in spec.hosts], crew.workers)
         crew.begin([_part(spec, numbers) for numbers in parts])
-        heard = _Heard([host.name for host in sorted(question.hosts, key=lambda each: each.name)])
+        kinds = [host.name for host in sorted(question.hosts, key=lambda each: each.name)]
+        heard = _Heard(kinds, question.window or Window(0, question.duration))
         owner = np.zeros(len(spec.hosts), np.int64)
         for number, numbers in enumerate(parts):
             owner[numbers] = number
@@ -111,14 +113,15 @@ def _added(works: Iterable[Mapping[str, int]]) -> dict[str, int]:
 class _Heard:
     """What shards have told so far."""
 
-    def __init__(self, kinds: Sequence[str]) -> None:
+    def __init__(self, kinds: Sequence[str], window: Window) -> None:
+        self._window = window
         self._kinds = list(dict.fromkeys(kinds))
         self._times: list[int] = []
         self._rows: list[Int64] = []
         self._ended: list[Ended] = []
         self.events: list[Mapping[str, object]] = []
         self.least_free: int | None = None
-        """Free memory (bytes) of any host in any report, at the least."""
+        """Free memory (bytes) of any host in any report of the window, at the least."""
 
     def take(self, now: int, answers: Sequence[Answer]) -> None:
         """Take the answers of all shards for one epoch."""
@@ -126,8 +129,9 @@ class _Heard:
         self._ended += sorted(ended, key=_when)
         events = [event for answer in answers for event in answer.events]
         self.events += sorted(events, key=lambda event: (event["time_s"], event["host"], event["guest"]))
-        free = [int(answer.reports[:, _FREE].min()) for answer in answers if len(answer.reports)]
-        self.least_free = min([*free, *([] if self.least_free is None else [self.least_free])], default=None)
+        if self._window.start <= now <= self._window.end:
+            free = [int(answer.reports[:, _FREE].min()) for answer in answers if len(answer.reports)]
+            self.least_free = min([*free, *([] if self.least_free is None else [self.least_free])], default=None)
         for kind in self._kinds:
             rows = [answer.sums[kind] for answer in answers if kind in answer.sums]
             if rows:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
 
-from sim.columns import PAGE_BYTES
+from sim.columns import PAGE_BYTES, Window
 from sim.datacenter.demand import THOUSANDTHS
 from sim.datacenter.messages import REPORT, Int64, Moved
 from sim.datacenter.placement import Rooms
@@ -35,14 +35,43 @@ class Tables:
     metrics: Mapping[str, int | float | None]
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What was counted since the start of the run, of which the metrics of a fleet are made."""
+
+    energy: int = 0
+    """Microjoules."""
+    moves: int = 0
+    moved_bytes: int = 0
+    move_ns: int = 0
+    downtime_ns: int = 0
+    refused: int = 0
+    lost: int = 0
+    restarts: int = 0
+    waited_ns: int = 0
+    starts: int = 0
+    oom_kills: int = 0
+    stalls: int = 0
+    asked: int = 0
+    short: int = 0
+    failures: int = 0
+
+    def since(self, earlier: Totals) -> Totals:
+        """The same, counted from another moment on."""
+        return Totals(**{each.name: getattr(self, each.name) - getattr(earlier, each.name) for each in fields(self)})
+
+
 class Ledger:
     """Counts what happens."""
 
-    def __init__(self, names: Sequence[str], hosts: Sequence[Host], report_period: int) -> None:
-        """*report_period* is the time (ns) from one report to the next."""
+    def __init__(self, names: Sequence[str], hosts: Sequence[Host], report_period: int, window: Window) -> None:
+        """*report_period* is the time (ns) from one report to the next; metrics are about the *window*."""
         self.names = names
         self.kinds = [host.name for host in hosts]
         self.report_period = report_period
+        self.window = window
+        self.before = self.after = Totals()
+        """What was counted when the window began, and when it ended."""
         self.rows: list[Row] = []
         self.row: Row = {}
         """What is known of the epoch that is not over."""
@@ -94,12 +123,14 @@ class Ledger:
         self.used = last[:, _COLUMN["mem_used_bytes"]].copy()
         self.stalls += int(np.sum(last[:, column] - before[:, column] > STALLED * self.report_period))
 
-    def epoch(self, now: int, until: int, hosts_on: int, cores: Int64, asked: Int64, watts: Int64) -> None:
+    def epoch(
+        self, now: int, until: int, hosts_on: int, cores: Int64, asked: Int64, overhead: Int64, watts: Int64
+    ) -> None:  # fmt: skip
         """Hosts are about to live through an epoch, their guests asking for so many thousandths of a core at its
-        beginning; its row is written when it is over.
+        beginning, besides what overcommit takes; its row is written when it is over.
         """
         span = until - now
-        short = np.maximum(asked - cores * THOUSANDTHS, 0)
+        short = np.minimum(np.maximum(asked + overhead - cores * THOUSANDTHS, 0), asked)
         self.asked += int(asked.sum()) * span // THOUSANDTHS
         self.short += int(short.sum()) * span // THOUSANDTHS
         self.asked_ms += asked * (span // MILLISECOND) // THOUSANDTHS
@@ -113,10 +144,14 @@ class Ledger:
             "power_w": int(watts.sum()) / MICRO,
         }
 
-    def close(self, power: Powered, rooms: Rooms, guests: Int64, waiting: int) -> None:
+    def close(self, now: int, power: Powered, rooms: Rooms, guests: Int64, waiting: int, reports: Int64) -> None:
         """The epoch is over: *guests* are those of each host at its end."""
         if not self.row:
             return
+        if now == self.window.start:
+            self.before = self._totals(power, reports)
+        if now == self.window.end:
+            self.after = self._totals(power, reports)
         self.guest_ms += guests * (self.span // MILLISECOND)
         np.maximum(self.most_guests, guests, out=self.most_guests)
         np.maximum(self.most_promised, rooms.promised, out=self.most_promised)
@@ -165,31 +200,43 @@ class Ledger:
             }
             for host, name in enumerate(self.names)
         ]
-        return Tables(self.rows, hosts, self.events, self._metrics(power, reports, duration))
+        return Tables(self.rows, hosts, self.events, self._metrics(power.known))
 
-    def _metrics(self, power: Powered, reports: Int64, duration: int) -> dict[str, int | float | None]:
+    def _totals(self, power: Powered, reports: Int64) -> Totals:
+        return Totals(
+            energy=int(power.energy.sum()), moves=self.moves, moved_bytes=self.moved_bytes, move_ns=self.move_ns,
+            downtime_ns=self.downtime_ns, refused=self.refused, lost=self.lost, restarts=self.restarts,
+            waited_ns=self.waited_ns, starts=self.starts, oom_kills=int(reports[:, _COLUMN["oom_kills"]].sum()),
+            stalls=self.stalls, asked=self.asked, short=self.short, failures=self.failures,
+        )  # fmt: skip
+
+    def _metrics(self, knows_power: bool) -> dict[str, int | float | None]:
+        counted = self.after.since(self.before)
+        within = [row for row in self.rows if self.window.start < round(float(str(row["time_s"])) * SECOND)
+                  <= self.window.end]  # fmt: skip
+
         def column(name: str) -> list[int]:
-            return [int(str(row[name])) for row in self.rows]
+            return [int(str(row[name])) for row in within]
 
-        days = duration / DAY
+        days = (self.window.end - self.window.start) / DAY
         on, used, running = (sum(column(name)) for name in ("hosts_on", "hosts_used", "guests_running"))
         return {
             "guests_per_host": _ratio(running, used),
             "hosts_needed": max(column("hosts_used"), default=0),
-            "hosts_on_mean": _ratio(on, len(self.rows)),
-            "energy_kwh": int(power.energy.sum()) / MICRO / 3.6e6 if power.known else None,
-            "migrations": self.moves,
-            "migration_bytes": self.moved_bytes,
-            "migration_s": _ratio(self.move_ns / SECOND, self.moves),
-            "migration_downtime_s": _ratio(self.downtime_ns / SECOND, self.moves),
-            "guests_refused": self.refused,
-            "guests_lost": self.lost,
-            "guests_restarted": self.restarts,
-            "waiting_s": _ratio(self.waited_ns / SECOND, self.starts),
-            "oom_kills_per_day": int(reports[:, _COLUMN["oom_kills"]].sum()) / days,
-            "stalls_per_day": self.stalls / days,
-            "cpu_short_percent": _ratio(100 * self.short, self.asked),
-            "host_failures": self.failures,
+            "hosts_on_mean": _ratio(on, len(within)),
+            "energy_kwh": counted.energy / MICRO / 3.6e6 if knows_power else None,
+            "migrations": counted.moves,
+            "migration_bytes": counted.moved_bytes,
+            "migration_s": _ratio(counted.move_ns / SECOND, counted.moves),
+            "migration_downtime_s": _ratio(counted.downtime_ns / SECOND, counted.moves),
+            "guests_refused": counted.refused,
+            "guests_lost": counted.lost,
+            "guests_restarted": counted.restarts,
+            "waiting_s": _ratio(counted.waited_ns / SECOND, counted.starts),
+            "oom_kills_per_day": counted.oom_kills / days,
+            "stalls_per_day": counted.stalls / days,
+            "cpu_short_percent": _ratio(100 * counted.short, counted.asked),
+            "host_failures": counted.failures,
         }
 
 

@@ -165,7 +165,8 @@ class Placement:
                 cpu = (need.vcpus / rooms.cores) * (rooms.vcpus / rooms.cores)
                 return int(np.where(fits, memory + cpu, -1.0).argmax())
             case "sharing-aware":
-                return int(np.where(fits, self.likeness.common[need.kind], -1).argmax())
+                common = np.where(fits, self.likeness.common[need.kind], -1)
+                return int(np.where(common == common.max(), rooms.memory, -1).argmax())
             case "random":
                 places = np.flatnonzero(fits)
                 return int(places[self.random.integers(len(places))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import numpy as np
 
@@ -13,14 +13,16 @@ from sim.columns import PAGE_BYTES
 from sim.cost.translation import TOTALS
 from sim.datacenter.messages import NEVER, Ended, Fail, Luggage, Moved, Newcomer, Order, Receive, Send, Start, Stop
 from sim.datacenter.migration import Migration, precopy
-from sim.host import Guest, Host, Machine, Rows, Steps
-from sim.memory.access import groups
+from sim.host import Guest, Host, Machine, Rows
 from sim.memory.catalogue import Catalogue
 from sim.memory.guest import Activity, Vm
 from sim.memory.image import OWN, UNTOUCHED, Captured, ContentSpace, Domain
 from sim.memory.pages import BLOCK, Int32, Int64, UInt8
 from sim.scale import has_huge_pages, samples_of, shrunk_vm
 from sim.units import HOUR, SECOND
+
+if TYPE_CHECKING:
+    import simpy
 
 _KEPT: Final = (
     "pages_written", "expected_writes", "worked", "planned", "original", "free_pages", "freed", "reports_at",
@@ -156,7 +158,10 @@ class Resident(Machine):
         """Guests whose activity changes at a moment, with the number of the level."""
         self._at_rest: Report | None = None
         """What the host reports for as long as nothing happens here."""
+        self._with_leavers: Report | None = None
+        """What it counted right before guests left at the end of the epoch."""
         self._looks = any(vm.load for vm in self.catalogue.kinds)
+        self._is_passive = self._has_no_daemon()
         self._begin()
         self._work(0)
 
@@ -171,7 +176,8 @@ class Resident(Machine):
 
     def follow(self, until: int, orders: Sequence[Order]) -> None:
         """Do as told, each at its time, and go on to *until*."""
-        if not orders and self._rests():
+        self._with_leavers = None
+        if not orders and self.rests():
             self.now = until
             return
         self._at_rest = None
@@ -180,7 +186,9 @@ class Resident(Machine):
             self._do(order)
         self._go_to(until)
         self.now = until
-        for name in [name for name, (ready, _) in self._leaving.items() if ready <= until]:
+        leavers = [name for name, (ready, _) in self._leaving.items() if ready <= until]
+        self._with_leavers = self._counted() if leavers else None
+        for name in leavers:
             self._hand_over(name)
 
     def _do(self, order: Order) -> None:
@@ -216,22 +224,34 @@ class Resident(Machine):
         """Whether a guest may leave by then."""
         return any(ready <= until for ready, _ in self._leaving.values())
 
-    def _rests(self) -> bool:
+    def rests(self) -> bool:
         """Whether nothing happens here before a guest comes: there is none, and no daemon that works without."""
-        if self.running or self.host.mechanisms.keys() - {"ksm"} or self.tuner or self.ballooning:
-            return False
-        if self.host.ksm and self.host.ksm.changes:
-            return False
-        return all(self.scanner.is_free(each) for each in self._left)
+        return self._is_passive and not self.running and all(self.scanner.is_free(each) for each in self._left)
+
+    def _has_no_daemon(self) -> bool:
+        works = self.host.mechanisms.keys() - {"ksm"} or self.tuner or self.ballooning
+        return not (works or (self.host.ksm and self.host.ksm.changes))
 
     def report(self) -> Report:
         """Every counter as it is now."""
         if self._at_rest is None:
-            report = Report(self.scanner.snapshot(self.now).copy(), self._others(), self._walked())
-            if not self._rests():
+            report = self._counted()
+            if not self.rests():
                 return report
             self._at_rest = report
         return self._at_rest
+
+    def sample(self) -> Report:
+        """The same for the table of samples: a guest that leaves at this moment is here until its new host has it."""
+        return self._with_leavers or self.report()
+
+    @property
+    def was_left(self) -> bool:
+        """Whether guests have left at this moment."""
+        return self._with_leavers is not None
+
+    def _counted(self) -> Report:
+        return Report(self.scanner.snapshot(self.now).copy(), self._others(), self._walked())
 
     def _others(self) -> tuple[int, ...]:
         """See `Machine`; averages over the last seconds say nothing in a report."""
@@ -271,7 +291,6 @@ class Resident(Machine):
             guest.frees = None
             if guest.running:
                 self._go_on(guest, self.now)
-                self.env.process(self._expire(guest))
 
     def __getstate__(self) -> dict[str, object]:
         """All but what can be made anew; only right after `renew`."""
@@ -287,30 +306,31 @@ class Resident(Machine):
     def _record(self, rows: Rows, log: Int64) -> None:
         """Keep no rows: a report has what is asked of a host here."""
 
-    def _vary(self, guest: Guest, activity: Activity, done: int) -> Steps:
-        """See `Machine`; guests whose levels change at the same moment wait for it together."""
-        self._plan_level(guest, activity, done)
-        yield from ()
+    def _go_on(self, guest: Guest, done: int) -> None:
+        """See `Machine`; the guest ends when its time has come."""
+        super()._go_on(guest, done)
+        if guest.stop < self.duration:
+            self.env.process(self._expire(guest))
 
-    def _plan_level(self, guest: Guest, activity: Activity, done: int) -> None:
+    def _begin_to_vary(self, guest: Guest, activity: Activity, done: int) -> None:
+        """See `Machine`; guests whose levels change at the same moment wait for it together."""
         step = max(done - guest.start, 0) // activity.every + 1
         if not activity.repeat and step >= len(activity.levels):
             return
         moment = guest.start + step * activity.every
         if moment not in self._varying:
             self._varying[moment] = []
-            self.env.process(self._change_levels(moment))
+            due = self.env.timeout(moment - self.env.now)
+            due.callbacks.append(self._change_levels)
         self._varying[moment].append((guest, step))
 
-    def _change_levels(self, moment: int) -> Steps:
-        yield self.env.timeout(moment - self.env.now)
-        for guest, step in self._varying.pop(moment):
+    def _change_levels(self, _: simpy.Event) -> None:
+        now = int(self.env.now)
+        for guest, step in self._varying.pop(now):
             activity = guest.vm.activity
             if guest.running and activity is not None:
-                self._account_writes(guest, moment)
-                guest.level = self._level(guest.vm, step)
-                self.scanner.change_activity(guest.index, moment, guest.level)
-                self._plan_level(guest, activity, moment)
+                self._change_level(guest, step, now)
+                self._begin_to_vary(guest, activity, now)
 
     # --- guests ---------------------------------------------------------------------------------------------------
 
@@ -345,7 +365,6 @@ class Resident(Machine):
         guest = self._place(newcomer, now, min(now + newcomer.lifetime, NEVER))
         if self._start(guest):
             self._go_on(guest, -1)
-            self.env.process(self._expire(guest))
         elif not guest.started:
             self._end(guest, "not-started", now)
 
@@ -399,7 +418,7 @@ class Resident(Machine):
         """Different pages that a guest is expected to write between two times."""
         seconds = guest.level * (end - begin) / SECOND
         written = 0.0
-        for kind, pages in groups(guest.vm.content, self.catalogue.places_of(guest.vm)):
+        for kind, pages in self.catalogue.groups_of(guest.vm):
             written -= len(pages) * np.expm1(-kind.writes * seconds)
         for burst in guest.vm.bursts:
             first = guest.start + burst.at
@@ -452,7 +471,6 @@ class Resident(Machine):
         guest.expected_writes = expected
         if self._furnish(guest, contents, accesses, now):
             self._go_on(guest, now)
-            self.env.process(self._expire(guest))
 
 
 def _renumbered(contents: Int32, before: int, kinds: Kinds, now: int) -> Int32:

@@ -14,7 +14,7 @@ from sim.datacenter.checkpoint import pack, unpack
 from sim.datacenter.crew import WINDOW
 from sim.datacenter.messages import REPORT, SUMMED, Answer, Ended, Int64, Order, Orders, UInt8
 from sim.datacenter.migration import Migration
-from sim.datacenter.resident import Kinds, Resident
+from sim.datacenter.resident import Kinds, Report, Resident
 from sim.errors import At, UserError
 from sim.host import Host
 from sim.memory.guest import Vm
@@ -64,10 +64,29 @@ class Shard:
         """All of them empty. Raises UserError on a machine that has other files."""
         _check_files(spec)
         self._spec = spec
-        self._kinds = kinds_of(spec)
-        self._hosts = _shrunk_hosts(spec)
-        self._residents = {number: self._resident(number) for number in spec.numbers}
         self._epochs = 0
+        self._residents: dict[int, Resident] = {}
+        self._prepare()
+        for kind, numbers in self._numbers.items():
+            if not self._empty[kind].rests():
+                self._residents |= {number: self._resident(number) for number in numbers}
+
+    def _prepare(self) -> None:
+        """Make what is the same whenever it is made."""
+        self._kinds = kinds_of(self._spec)
+        self._hosts = _shrunk_hosts(self._spec)
+        self._numbers: dict[str, list[int]] = {}
+        for number in self._spec.numbers:
+            self._numbers.setdefault(self._spec.hosts[number][1].name, []).append(number)
+        self._empty = {kind: self._resident(numbers[0]) for kind, numbers in self._numbers.items()}
+        """A host of each kind to which nothing has happened: it reports for all such hosts that only wait for guests,
+        which are not made before one comes."""
+
+    def _host(self, number: int) -> Resident:
+        """A host, made now if nothing has happened to it before."""
+        if number not in self._residents:
+            self._residents[number] = self._resident(number)
+        return self._residents[number]
 
     def _resident(self, number: int) -> Resident:
         spec = self._spec
@@ -84,6 +103,8 @@ class Shard:
         told: dict[int, list[Order]] = {}
         for order in orders.orders:
             told.setdefault(order.host, []).append(order)
+        for number in told:
+            self._host(number)
         busy = self._residents if orders.report else {each: self._residents[each] for each in self._due(told, orders)}
         for number, resident in busy.items():
             resident.follow(orders.until, told.get(number, ()))
@@ -108,28 +129,31 @@ class Shard:
         if not report:
             nothing = np.empty((0, len(REPORT)), np.int64)
             return Answer(np.empty(0, np.int64), nothing, {}, ended, moved, events)
-        tables = {name: self._table(residents) for name, residents in self._by_kind().items()}
-        numbers = np.array([each.number for residents in self._by_kind().values() for each in residents], np.int64)
+        tables = {kind: self._table(kind, [each.report() for each in self._of_kind(kind)]) for kind in self._numbers}
+        numbers = np.concatenate([np.array(each, np.int64) for each in self._numbers.values()])
         rows = np.concatenate([np.stack([table[name] for name in REPORT], axis=1) for table in tables.values()])
         order = np.argsort(numbers)
-        sums = {name: _summed(table) for name, table in tables.items()}
+        sums = {kind: _summed(self._sampled(kind) or table) for kind, table in tables.items()}
         return Answer(numbers[order], rows[order], sums, ended, moved, events, self._fingerprints())
 
     def _enlarged(self, ended: Ended) -> Ended:
         return replace(ended, row=enlarged_guest(ended.row, self._spec.scale))
 
-    def _by_kind(self) -> dict[str, list[Resident]]:
-        kinds: dict[str, list[Resident]] = {}
-        for resident in self._residents.values():
-            kinds.setdefault(resident.host.name, []).append(resident)
-        return kinds
+    def _of_kind(self, kind: str) -> list[Resident]:
+        return [self._residents.get(number, self._empty[kind]) for number in self._numbers[kind]]
 
-    def _table(self, residents: Sequence[Resident]) -> Mapping[str, Int64]:
+    def _sampled(self, kind: str) -> Mapping[str, Int64] | None:
+        """What the samples say of hosts of a kind where that is not what they report: guests have left them."""
+        residents = self._of_kind(kind)
+        if not any(each.was_left for each in residents):
+            return None
+        return self._table(kind, [each.sample() for each in residents])
+
+    def _table(self, kind: str, reports: Sequence[Report]) -> Mapping[str, Int64]:
         """The columns of the samples table, a row for each of these hosts, which are of one kind."""
-        reports = [each.report() for each in residents]
         log = np.stack([each.log for each in reports])
         others = np.array([each.others for each in reports], np.int64)
-        columns: dict[str, Any] = dict(residents[0]._columns(log, others))
+        columns: dict[str, Any] = dict(self._empty[kind]._columns(log, others))
         for name in reports[0].walks:
             columns[name] = np.array([each.walks[name] for each in reports], np.int64)
         columns = enlarged(columns, self._spec.scale)
@@ -151,7 +175,8 @@ class Shard:
         """A shard as it was when it was saved. Raises UserError on a machine that has other files."""
         _check_files(spec)
         shard = cls.__new__(cls)
-        shard._spec, shard._kinds, shard._hosts = spec, kinds_of(spec), _shrunk_hosts(spec)
+        shard._spec = spec
+        shard._prepare()
         shard._epochs, shard._residents = unpack(saved)
         for resident in shard._residents.values():
             resident.attach(shard._kinds)
@@ -161,7 +186,7 @@ class Shard:
         """What is known at the end."""
         rows = [self._enlarged(row) for resident in self._residents.values() for row in resident.rows()]
         work: dict[str, int] = {}
-        for resident in self._residents.values():
+        for resident in [*self._empty.values(), *self._residents.values()]:
             for name, times in resident.scanner.work_done().items():
                 work[name] = work.get(name, 0) + times
         return Tables(rows, enlarged_work(work, self._spec.scale))

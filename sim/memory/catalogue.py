@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sim.memory.access import Kind, by_activity, groups, numbered
+from sim.memory.access import Group, Kind, by_activity, groups, numbered
 from sim.memory.guest import Vm
 from sim.memory.image import (
     UNTOUCHED,
@@ -40,6 +40,18 @@ class Member(Protocol):
     def start(self) -> int: ...
 
 
+def _alike(one: Kind, other: Kind) -> bool:
+    """Whether two classes differ in numbers only."""
+    loops = bool(one.period) == bool(other.period)
+    return loops and (one.leaves, one.file, one.domain) == (other.leaves, other.file, other.domain)
+
+
+def _distance(one: Kind, other: Kind) -> tuple[float, int, int, Kind]:
+    """How far two classes are from each other, the rates first."""
+    rates = abs(one.writes - other.writes) + abs(one.reads - other.reads)
+    return rates, abs(one.period - other.period), abs(one.pages - other.pages), one
+
+
 def saved(segment: str, version: int) -> str:
     """The pool that holds a version of a saved segment."""
     return f"{segment}, saved anew {version}" if version else segment
@@ -63,6 +75,7 @@ class Catalogue:
         self._version = version
         self._members: Sequence[Member] = ()
         self._layouts: dict[tuple[str, int], Mapping[str, PageNumbers]] = {}
+        self._groups: dict[tuple[str, int], Sequence[Group]] = {}
         self._commons: dict[str, npt.NDArray[np.int32]] = {}
 
     def register(self, members: Sequence[Member]) -> None:
@@ -96,16 +109,23 @@ class Catalogue:
 
     def accesses_of(self, vm: Vm, domain: Domain) -> Iterator[tuple[Kind, PageNumbers]]:
         """Which pages of such a guest are accessed at random, by class."""
-        for kind, pages in groups(vm.content, self.places_of(vm)):
+        for kind, pages in self.groups_of(vm):
             yield kind.within(domain.number), pages
+
+    def groups_of(self, vm: Vm) -> Sequence[Group]:
+        """The same for guests of no domain."""
+        name = vm.name, vm.memory
+        if name not in self._groups:
+            self._groups[name] = tuple(groups(vm.content, self.places_of(vm)))
+        return self._groups[name]
 
     def class_of(self, kind: Kind) -> int:
         """The number of a class of accesses, or of that which is nearest to it in how often it writes and reads: where
-        guests of a kind differ in size, a page that is partly hot has rates of its own.
+        guests of a kind differ in size, a page that is partly hot has rates of its own, and a loop is longer or
+        shorter. A page of a loop is read as often in any of them, at another moment.
         """
         if kind not in self.classes:
-            alike = [each for each in self.classes if each._replace(writes=kind.writes, reads=kind.reads) == kind]
-            nearest = min(alike, key=lambda each: (abs(each.writes - kind.writes) + abs(each.reads - kind.reads), each))
+            nearest = min((each for each in self.classes if _alike(each, kind)), key=lambda each: _distance(each, kind))
             self.classes[kind] = self.classes[nearest]
         return self.classes[kind]
 

@@ -216,14 +216,13 @@ def cpu_percent(samples: pd.DataFrame, points: int = POINTS) -> pd.DataFrame:
 
 def _rates(samples: pd.DataFrame, parts: Mapping[str, Sequence[str]], points: int = POINTS) -> pd.DataFrame:
     """Return sums of counters of nanoseconds as percent of the time, mean over hosts."""
-    hosts = samples["host"].nunique()
     totals = over_hosts(samples)
     # The counters are cumulative: leaving out rows between keeps the mean of the longer interval exact.
     rows = np.unique(np.linspace(0, len(totals) - 1, min(points + 1, len(totals))).astype(int))
     ends = totals.iloc[rows]
     spent = pd.DataFrame({part: ends[list(names)].astype(float).sum(axis=1) for part, names in parts.items()})
-    rate = spent.diff().div(np.diff(ends.index.to_numpy(), prepend=np.nan), axis=0) / 1e7 / hosts
-    return rate.bfill().fillna(0.0)
+    rate = spent.diff().div(np.diff(ends.index.to_numpy(), prepend=np.nan), axis=0) / 1e7
+    return rate.div(ends["hosts"], axis=0).bfill().fillna(0.0)
 
 
 def _band(ax: Axes, time: Floats, low: Floats, high: Floats, role: str, step: Literal["pre"] | None = None) -> None:
@@ -298,8 +297,8 @@ def _time_mean(spent: pd.DataFrame, part: str) -> float:
 
 
 def _mean_of(samples: pd.DataFrame) -> str:
-    hosts = samples["host"].nunique()
-    return f", mean of {hosts} hosts" if hosts > 1 else ""
+    hosts = int(over_hosts(samples)["hosts"].iloc[-1])
+    return f", mean of {hosts:,} hosts" if hosts > 1 else ""
 
 
 def _light(role: str) -> str:

@@ -72,7 +72,8 @@ class Scenario(Block):
     seed: int = Field(default=1, ge=0, lt=1 << 63)
     """Seed of every random stream."""
     sample_every: Duration = Field(default=SECOND, gt=0)
-    """Simulated time between two samples."""
+    """Simulated time between two samples. The samples of a datacenter are its hosts' reports (datacenter.report_every),
+    whatever this says."""
     scale: Scale = 1
     """How many pages each simulated page stands for: a power of two, or auto for the least that keeps the budget. A run
     at scale 64 takes about 1/64 of the time and memory; the report says how far its figures may be off."""
@@ -179,6 +180,11 @@ class Scenario(Block):
             yield At("budget", "means nothing unless scale is auto", "write scale: auto, or remove it")
         if said := self._too_few_pages(self.scale):
             yield At("scale", said, f"write {self.largest_scale()} or less")
+
+    @property
+    def sampling(self) -> int:
+        """Time (ns) from one sample to the next."""
+        return self.datacenter.report_period if self.datacenter else self.sample_every
 
     @property
     def window(self) -> Window | None:
@@ -381,9 +387,10 @@ class Scenario(Block):
                    for host, name in self.host_names())  # fmt: skip
 
     def _times(self) -> Iterator[At]:
-        if self.duration // self.sample_every > _MOST_SAMPLES:
+        if self.duration // self.sampling > _MOST_SAMPLES:
             remedy = f"write {format_duration(-(-self.duration // _MOST_SAMPLES))} or more"
-            yield At("sample_every", f"makes more than {_MOST_SAMPLES:,} samples", remedy)
+            path = "datacenter.report_every" if self.datacenter else "sample_every"
+            yield At(path, f"makes more than {_MOST_SAMPLES:,} samples", remedy)
         before = -1
         for name, begin in self.phases.items():
             if begin <= before:
@@ -413,8 +420,8 @@ class Scenario(Block):
             most = format_duration(self.duration - self.warmup)
             yield At("measure", "goes on after the end of the run", f"write {most} or less, or make duration longer")
         for name, time in (("warmup", self.warmup), ("measure", end)):
-            if time % self.sample_every and time < self.duration and getattr(self, name):
-                yield At(name, "does not end at a sample", f"write a multiple of {format_duration(self.sample_every)}")
+            if time % self.sampling and time < self.duration and getattr(self, name):
+                yield At(name, "does not end at a sample", f"write a multiple of {format_duration(self.sampling)}")
 
     def _tolerance_faults(self) -> Iterator[At]:
         for name, given in self.tolerances.items():

@@ -35,6 +35,7 @@ ROOM: Final = 4
 
 _next_event = quick(pressure.next_event)
 _run_until = quick(pressure.run_until)
+_change_activity = quick(memory.change_activity)
 
 _NO_END: Final = 1 << 62
 _FIRST_DUE: Final = 1024
@@ -433,7 +434,7 @@ class Room:
 
     def change_activity(self, guest: int, now: int, level: float) -> None:
         """Scale the guest's random writes from now on."""
-        memory.change_activity(self.m, guest, now, level)
+        _change_activity(self.m, guest, now, level)
 
     def fork(self, parent: int, child: int, next_content: int, now: int) -> int:
         """Let the child (added already) share what the parent has. Returns the next unused content."""
@@ -500,8 +501,8 @@ class Room:
 
     def activity(self, guest: int, now: int) -> int:
         """The guest's activity time (ns): what it would be without stalls, less the stalls."""
-        active, since = (int(each) for each in self.m.guest[guest, [memory.ACTIVE, memory.SINCE]])
-        return active + int(max(now - since, 0) * float(self.m.level[guest]))
+        row = self.m.guest[guest]
+        return int(row[memory.ACTIVE]) + int(max(now - int(row[memory.SINCE]), 0) * float(self.m.level[guest]))
 
     def over_limit(self, guest: int) -> bool:
         """Whether the guest lacks frames because of its own limit."""

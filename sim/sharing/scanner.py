@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Final, cast
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from sim.memory import pages as memory
 from sim.memory.compiled import quick
 from sim.memory.guest import Vm
-from sim.memory.pages import BLOCK, Int32, Int64
+from sim.memory.pages import BLOCK, Int32, Int64, UInt8
 from sim.sharing import ksm_pass as ksmd
 from sim.sharing.ksm import Ksm
 from sim.sharing.room import OutOfFrames, Room, Site, longer, memory_columns
@@ -36,6 +37,17 @@ _KNOBS: Final = {
     "max_page_sharing": ksmd.MAX_PAGE_SHARING,
     "use_zero_pages": ksmd.USE_ZERO_PAGES,
 }
+
+
+@cache
+def _visits(smart: bool) -> UInt8:
+    """Which visits to a page look at it, and which visit comes next; without smart scan all are the same."""
+    visits = np.arange(ksmd.SMART_VISITS)
+    after = np.where(visits == ksmd.SMART_VISITS - 1, ksmd.SMART_CYCLE, visits + 1)
+    rows = np.zeros((2, ksmd.SMART_VISITS), np.uint8)
+    rows[ksmd.PROCESSED] = np.isin(visits, ksmd.SMART_PROCESSED) if smart else 1
+    rows[ksmd.NEXT_VISIT] = after if smart else visits
+    return rows
 
 
 class Scanner(Room):
@@ -275,10 +287,7 @@ class Scanner(Room):
     def _set_smart_scan(self, on: bool) -> None:
         ksmd.settle_all(self.m, self.k)
         self.k.n[ksmd.SMART_SCAN] = on
-        visits = np.arange(ksmd.SMART_VISITS)
-        after = np.where(visits == ksmd.SMART_VISITS - 1, ksmd.SMART_CYCLE, visits + 1)
-        self.k.smart[ksmd.PROCESSED] = np.isin(visits, ksmd.SMART_PROCESSED) if on else 1
-        self.k.smart[ksmd.NEXT_VISIT] = after if on else visits
+        self.k.smart[:] = _visits(on)
 
     def _set_advisor(self, mode: str) -> None:
         n = self.k.n

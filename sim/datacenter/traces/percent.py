@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import tarfile
 import zlib
 from array import array
@@ -41,6 +42,14 @@ from sim.errors import UserError
 
 _GZIP: Final = b"\x1f\x8b"
 _PIECE: Final = 1 << 16
+_NUMBER: Final = rb"\d{1,18}(?:\.\d{1,18})?"
+_PLAIN: Final = {
+    columns: re.compile(rb"(?:" + rb" ".join([_NUMBER] * columns) + rb"\r?\n)+") for columns in (1, 2)
+}  # fmt: skip
+"""Files that hold numbers alone, by their columns."""
+_MOST_PLAIN: Final = 1 << 16
+"""Bytes of a file that is read in one go: more than ten days."""
+Shares = npt.NDArray[np.float64]
 _Files = Iterator[tuple[bytes, str, IO[bytes]]]
 """Name of a guest's file, what to call it in messages, and its bytes."""
 
@@ -155,6 +164,9 @@ def _samples(stream: IO[bytes], place: str, columns: int, rows: Rows) -> tuple[a
 
     A bad sample keeps its place in time: the one before it stays, or none is used if it is the first.
     """
+    if (plain := _plain(stream, columns)) is not None:
+        rows.read += len(plain)
+        return array("d", plain[:, 0].tobytes()), float(plain[:, 1:].max(initial=0.0)), len(plain)
     cpu, memory, good = array("d"), 0.0, 0
     for line, text in text_lines(stream):
         if text == b"":
@@ -177,6 +189,16 @@ def _samples(stream: IO[bytes], place: str, columns: int, rows: Rows) -> tuple[a
         rows.read += 1
         rows.leave_out("a file without any sample", place)
     return cpu, memory, good
+
+
+def _plain(stream: IO[bytes], columns: int) -> Shares | None:
+    """Every sample of a file without any fault; None for others, which are looked at line by line."""
+    text = stream.read(_MOST_PLAIN + 1)
+    stream.seek(0)
+    if len(text) > _MOST_PLAIN or not _PLAIN[columns].fullmatch(text):
+        return None
+    percent = np.array(text.split(), np.float64).reshape(-1, columns)
+    return percent / 100 if percent.max() <= 100 else None
 
 
 @lru_cache(maxsize=1 << 12)
