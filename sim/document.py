@@ -15,11 +15,14 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, get_args, g
 import yaml
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from yaml.composer import Composer
 
 from sim.errors import At, Problem, Several, UserError, nearest, suggestion
 
 MAX_BYTES: Final = 1 << 20
 MAX_VALUES: Final = 100_000
+MAX_DEPTH: Final = 64
+"""Blocks and lists inside one another."""
 MAX_SHOWN: Final = 60
 
 Keys: TypeAlias = tuple[str | int, ...]
@@ -223,27 +226,57 @@ _SCALARS: Final[Mapping[str, tuple[re.Pattern[str], Callable[[str], object]]]] =
     f"{_TAG}str": (re.compile(r".*", re.DOTALL), str),
 }
 _CONTAINERS: Final = (f"{_TAG}map", f"{_TAG}seq")
+_MANY: Final = f"the file expands to more than {MAX_VALUES} values"
+_DEEP: Final = "values nest too deeply or contain themselves"
 
 _SYNTAX: Final = (
-    ("found character '\\t'", "a tab is used for indentation", "use spaces"),
+    ("found a tab", "a tab is used for indentation", "use spaces"),
     ("mapping values are not allowed", "a colon where none can stand", "check the indentation, or quote the text"),
     ("could not find expected ':'", "a key without its colon", 'write "key: value"'),
-    ("expected <block end>", "the indentation does not fit the lines above", "align the keys of one block"),
+    ("did not find expected key", "the indentation does not fit the lines above", "align the keys of one block"),
+    ("expected '-' indicator", "the indentation does not fit the lines above", "align the dashes of one list"),
     ("while parsing a flow mapping", "braces that do not close, or lack a comma", "write {key: value, key: value}"),
     ("while parsing a flow sequence", "brackets that do not close, or lack a comma", "write [value, value]"),
     ("while parsing a flow node", "a value is missing", "write one, or remove the open bracket"),
     ("found undefined alias", "an alias (*) of nothing above it", "quote the text if it is no alias"),
     ("found unknown escape", "a backslash that means nothing in double quotes", "double it, or use single quotes"),
+    ("invalid Unicode", "the text holds half a character", "remove the \\ud800 to \\udfff escapes"),
     ("expected a single document", "the file holds more than one document", "remove the line ---"),
     ("while scanning a quoted scalar", "a text whose quote is never closed", "close it, or double the quote inside"),
     ("that cannot start any token", "a character that cannot start a value", "quote the text"),
 )
+"""Parts of what libyaml says, in plain words."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose plain scalars are only null, true, false and decimal numbers; all else is text."""
+class _TooMuch(Exception):
+    """More than a scenario may hold; says what."""
+
+
+class _Loader(Composer, yaml.CSafeLoader):
+    """YAML whose plain scalars are only null, true, false and decimal numbers; all else is text.
+
+    It is taken apart by libyaml and put together here, where its size is bounded meanwhile: libyaml's own composer
+    ends the process if values nest deeply.
+    """
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
+
+    def __init__(self, text: str) -> None:
+        yaml.CSafeLoader.__init__(self, text)
+        self.anchors: dict[str, yaml.Node] = {}
+        self.count = self.depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Put together what comes next."""
+        self.count += 1
+        self.depth += 1
+        if self.count > MAX_VALUES * 2:  # keys are nodes too
+            raise _TooMuch(_MANY)
+        if self.depth > MAX_DEPTH:
+            raise _TooMuch(_DEEP)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -311,15 +344,15 @@ class _Builder:
             data = self.build(node, keys) if node else None
         except yaml.YAMLError as error:
             raise UserError(self._syntax(error, text)) from None
-        except RecursionError:
-            raise UserError(Problem(file=self.source, message="values nest too deeply or contain themselves")) from None
+        except _TooMuch as error:
+            raise UserError(Problem(file=self.source, message=str(error))) from None
         if self.problems:
             raise UserError(*self.problems)
         return data
 
     def build(self, node: yaml.Node, keys: Keys, line: int | None = None) -> Any:
         """Return the data of one node and note its place."""
-        self._visit()
+        self._visit(keys)
         line = line or self._line(node)
         self.places[keys] = Place(self.source, line if self.numbered else None, _quoted(node))
         if node.tag not in (_SCALARS if isinstance(node, yaml.ScalarNode) else _CONTAINERS):
@@ -332,10 +365,12 @@ class _Builder:
             return [self.build(item, (*keys, index)) for index, item in enumerate(node.value)]
         return self._scalar(node, keys)
 
-    def _visit(self) -> None:
+    def _visit(self, keys: Keys) -> None:
         self.count += 1
         if self.count > MAX_VALUES:
-            raise UserError(Problem(file=self.source, message=f"the file expands to more than {MAX_VALUES} values"))
+            raise _TooMuch(_MANY)
+        if len(keys) > MAX_DEPTH:
+            raise _TooMuch(_DEEP)
 
     def _pairs(self, node: yaml.MappingNode, keys: Keys) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Return the named children of a mapping, those merged in by `<<` standing behind its own."""
@@ -355,9 +390,10 @@ class _Builder:
         return {**merged, **own}
 
     def _merged(self, node: yaml.Node, keys: Keys) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        self._visit()
+        self._visit(keys)
         if isinstance(node, yaml.MappingNode):
-            return self._pairs(node, keys)
+            self.count += len(node.value)
+            return self._pairs(node, (*keys, "<<"))
         self._note(node, keys, "<< must name a block", "use an alias such as *base")
         return {}
 
@@ -365,8 +401,6 @@ class _Builder:
         pattern, convert = _SCALARS[node.tag]
         if not pattern.fullmatch(node.value):
             self._note(node, keys, f"the text does not fit the tag {node.tag.replace(_TAG, '!!')}", "remove the tag")
-        elif not _encodable(node.value):
-            self._note(node, keys, "the text holds half a character", "remove the \\ud800 to \\udfff escapes")
         else:
             return convert(node.value)
         return None
@@ -380,25 +414,26 @@ class _Builder:
         return int(node.start_mark.line) + 1
 
     def _syntax(self, error: yaml.YAMLError, text: str) -> Problem:
-        said, context, line = "not valid YAML", "", 1
+        said, line = "a control character", 1
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-            said, context, line = str(error.problem), str(error.context), error.problem_mark.line + 1
+            # What goes on to the end of the text is told where it begins.
+            ended = not text[error.problem_mark.index :].strip()
+            mark = (ended and error.context_mark) or error.problem_mark
+            has_tab = text[mark.index : mark.index + 1] == "\t"
+            said = "found a tab" if has_tab else " ".join(filter(None, (error.context, error.problem)))
+            line = mark.line + 1
         elif isinstance(error, yaml.reader.ReaderError):
-            said, line = "a control character", text.count("\n", 0, error.position) + 1
-        known = (plain for part, *plain in _SYNTAX if part in f"{context} {said}")
+            line = text.encode().count(b"\n", 0, error.position) + 1
+        known = (plain for part, *plain in _SYNTAX if part in said)
         message, remedy = next(known, (said, ""))
         return Problem(file=self.source, line=line if self.numbered else None, message=message, remedy=remedy)
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _quoted(node: yaml.Node) -> str:
     """Return the text of a scalar as written, quotes included, and nothing for a block or a list."""
     if not isinstance(node, yaml.ScalarNode):
         return ""
-    return str(node.value) if node.style is None else json.dumps(node.value, ensure_ascii=False)
+    return str(node.value) if not node.style else json.dumps(node.value, ensure_ascii=False)
 
 
 # --- paths -------------------------------------------------------------------------------------------------------
