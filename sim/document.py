@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, get_args, get_origin
@@ -24,6 +25,8 @@ MAX_VALUES: Final = 100_000
 MAX_DEPTH: Final = 64
 """Blocks and lists inside one another."""
 MAX_SHOWN: Final = 60
+MAX_MISTAKES: Final = 200
+"""Mistakes in values that are told; nobody reads more, and each takes a search for what was meant."""
 
 Keys: TypeAlias = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -123,7 +126,9 @@ class Document:
             if not problems:
                 return block
             details = []
-        faults = _settle_unions(fault for detail in details for fault in _faults(detail, document.data, model))
+        if (more := len(details) - MAX_MISTAKES) > 0:
+            problems = [*problems, Problem(file=document.source, message=f"and {more:,} more mistakes")]
+        faults = _settle_unions(fault for detail in details[:MAX_MISTAKES] for fault in _faults(detail, document.data, model))
         blocks = {problem.path.rpartition(".")[0] for problem in problems}
         # Of a block that lacks what it was to be completed with, nobody wants to hear which keys that leaves missing.
         found = (each for each in map(document._locate, faults)
@@ -669,7 +674,7 @@ def _meant(model: type[BaseModel], keys: Keys, siblings: Any) -> str:
     required = [key for key, field in here.model_fields.items() if field.is_required() and key not in siblings]
     if absent := nearest(name, required):
         return f"did you mean {absent}?"
-    home = next(_homes(model, name, ()), None)
+    home = _homes(model).get(name)
     if home is not None:
         return f"it belongs under {'.'.join(home)}" if home else "it belongs at the top of the file"
     return suggestion(name, here.model_fields)
@@ -708,10 +713,17 @@ def _models_at(model: type[BaseModel], keys: Keys) -> list[type[BaseModel]]:
     return [member for annotation in found for member in _members(annotation) if _is_model(member)]
 
 
-def _homes(model: type[BaseModel], name: str, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the paths of the blocks at or below `model` that know the key `name`; no path visits a key twice."""
-    if name in model.model_fields:
-        yield path
-    for key in (key for key in model.model_fields if key not in path):
-        for below in (*_models_at(model, (key,)), *_models_at(model, (key, 0))):
-            yield from _homes(below, name, (*path, key))
+@cache
+def _homes(model: type[BaseModel]) -> Mapping[str, tuple[str, ...]]:
+    """The path of the first block, at or below `model`, that knows each key; no path visits a key twice."""
+    homes: dict[str, tuple[str, ...]] = {}
+
+    def walk(block: type[BaseModel], path: tuple[str, ...]) -> None:
+        for name in block.model_fields:
+            homes.setdefault(name, path)
+        for key in (key for key in block.model_fields if key not in path):
+            for below in (*_models_at(block, (key,)), *_models_at(block, (key, 0))):
+                walk(below, (*path, key))
+
+    walk(model, ())
+    return homes
