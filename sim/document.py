@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, get_args, get_origin
@@ -15,12 +16,17 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, get_args, g
 import yaml
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from yaml.composer import Composer
 
 from sim.errors import At, Problem, Several, UserError, nearest, suggestion
 
 MAX_BYTES: Final = 1 << 20
 MAX_VALUES: Final = 100_000
+MAX_DEPTH: Final = 64
+"""Blocks and lists inside one another."""
 MAX_SHOWN: Final = 60
+MAX_MISTAKES: Final = 200
+"""Mistakes in values that are told; nobody reads more, and each takes a search for what was meant."""
 
 Keys: TypeAlias = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -120,7 +126,9 @@ class Document:
             if not problems:
                 return block
             details = []
-        faults = _settle_unions(fault for detail in details for fault in _faults(detail, document.data, model))
+        if (more := len(details) - MAX_MISTAKES) > 0:
+            problems = [*problems, Problem(file=document.source, message=f"and {more:,} more mistakes")]
+        faults = _settle_unions(fault for detail in details[:MAX_MISTAKES] for fault in _faults(detail, document.data, model))
         blocks = {problem.path.rpartition(".")[0] for problem in problems}
         # Of a block that lacks what it was to be completed with, nobody wants to hear which keys that leaves missing.
         found = (each for each in map(document._locate, faults)
@@ -223,27 +231,57 @@ _SCALARS: Final[Mapping[str, tuple[re.Pattern[str], Callable[[str], object]]]] =
     f"{_TAG}str": (re.compile(r".*", re.DOTALL), str),
 }
 _CONTAINERS: Final = (f"{_TAG}map", f"{_TAG}seq")
+_MANY: Final = f"the file expands to more than {MAX_VALUES} values"
+_DEEP: Final = "values nest too deeply or contain themselves"
 
 _SYNTAX: Final = (
-    ("found character '\\t'", "a tab is used for indentation", "use spaces"),
+    ("found a tab", "a tab is used for indentation", "use spaces"),
     ("mapping values are not allowed", "a colon where none can stand", "check the indentation, or quote the text"),
     ("could not find expected ':'", "a key without its colon", 'write "key: value"'),
-    ("expected <block end>", "the indentation does not fit the lines above", "align the keys of one block"),
+    ("did not find expected key", "the indentation does not fit the lines above", "align the keys of one block"),
+    ("expected '-' indicator", "the indentation does not fit the lines above", "align the dashes of one list"),
     ("while parsing a flow mapping", "braces that do not close, or lack a comma", "write {key: value, key: value}"),
     ("while parsing a flow sequence", "brackets that do not close, or lack a comma", "write [value, value]"),
     ("while parsing a flow node", "a value is missing", "write one, or remove the open bracket"),
     ("found undefined alias", "an alias (*) of nothing above it", "quote the text if it is no alias"),
     ("found unknown escape", "a backslash that means nothing in double quotes", "double it, or use single quotes"),
+    ("invalid Unicode", "the text holds half a character", "remove the \\ud800 to \\udfff escapes"),
     ("expected a single document", "the file holds more than one document", "remove the line ---"),
     ("while scanning a quoted scalar", "a text whose quote is never closed", "close it, or double the quote inside"),
     ("that cannot start any token", "a character that cannot start a value", "quote the text"),
 )
+"""Parts of what libyaml says, in plain words."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose plain scalars are only null, true, false and decimal numbers; all else is text."""
+class _TooMuch(Exception):
+    """More than a scenario may hold; says what."""
+
+
+class _Loader(Composer, yaml.CSafeLoader):
+    """YAML whose plain scalars are only null, true, false and decimal numbers; all else is text.
+
+    It is taken apart by libyaml and put together here, where its size is bounded meanwhile: libyaml's own composer
+    ends the process if values nest deeply.
+    """
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
+
+    def __init__(self, text: str) -> None:
+        yaml.CSafeLoader.__init__(self, text)
+        self.anchors: dict[str, yaml.Node] = {}
+        self.count = self.depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Put together what comes next."""
+        self.count += 1
+        self.depth += 1
+        if self.count > MAX_VALUES * 2:  # keys are nodes too
+            raise _TooMuch(_MANY)
+        if self.depth > MAX_DEPTH:
+            raise _TooMuch(_DEEP)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -311,15 +349,15 @@ class _Builder:
             data = self.build(node, keys) if node else None
         except yaml.YAMLError as error:
             raise UserError(self._syntax(error, text)) from None
-        except RecursionError:
-            raise UserError(Problem(file=self.source, message="values nest too deeply or contain themselves")) from None
+        except _TooMuch as error:
+            raise UserError(Problem(file=self.source, message=str(error))) from None
         if self.problems:
             raise UserError(*self.problems)
         return data
 
     def build(self, node: yaml.Node, keys: Keys, line: int | None = None) -> Any:
         """Return the data of one node and note its place."""
-        self._visit()
+        self._visit(keys)
         line = line or self._line(node)
         self.places[keys] = Place(self.source, line if self.numbered else None, _quoted(node))
         if node.tag not in (_SCALARS if isinstance(node, yaml.ScalarNode) else _CONTAINERS):
@@ -332,10 +370,12 @@ class _Builder:
             return [self.build(item, (*keys, index)) for index, item in enumerate(node.value)]
         return self._scalar(node, keys)
 
-    def _visit(self) -> None:
+    def _visit(self, keys: Keys) -> None:
         self.count += 1
         if self.count > MAX_VALUES:
-            raise UserError(Problem(file=self.source, message=f"the file expands to more than {MAX_VALUES} values"))
+            raise _TooMuch(_MANY)
+        if len(keys) > MAX_DEPTH:
+            raise _TooMuch(_DEEP)
 
     def _pairs(self, node: yaml.MappingNode, keys: Keys) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Return the named children of a mapping, those merged in by `<<` standing behind its own."""
@@ -355,9 +395,10 @@ class _Builder:
         return {**merged, **own}
 
     def _merged(self, node: yaml.Node, keys: Keys) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        self._visit()
+        self._visit(keys)
         if isinstance(node, yaml.MappingNode):
-            return self._pairs(node, keys)
+            self.count += len(node.value)
+            return self._pairs(node, (*keys, "<<"))
         self._note(node, keys, "<< must name a block", "use an alias such as *base")
         return {}
 
@@ -365,8 +406,6 @@ class _Builder:
         pattern, convert = _SCALARS[node.tag]
         if not pattern.fullmatch(node.value):
             self._note(node, keys, f"the text does not fit the tag {node.tag.replace(_TAG, '!!')}", "remove the tag")
-        elif not _encodable(node.value):
-            self._note(node, keys, "the text holds half a character", "remove the \\ud800 to \\udfff escapes")
         else:
             return convert(node.value)
         return None
@@ -380,25 +419,26 @@ class _Builder:
         return int(node.start_mark.line) + 1
 
     def _syntax(self, error: yaml.YAMLError, text: str) -> Problem:
-        said, context, line = "not valid YAML", "", 1
+        said, line = "a control character", 1
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-            said, context, line = str(error.problem), str(error.context), error.problem_mark.line + 1
+            # What goes on to the end of the text is told where it begins.
+            ended = not text[error.problem_mark.index :].strip()
+            mark = (ended and error.context_mark) or error.problem_mark
+            has_tab = text[mark.index : mark.index + 1] == "\t"
+            said = "found a tab" if has_tab else " ".join(filter(None, (error.context, error.problem)))
+            line = mark.line + 1
         elif isinstance(error, yaml.reader.ReaderError):
-            said, line = "a control character", text.count("\n", 0, error.position) + 1
-        known = (plain for part, *plain in _SYNTAX if part in f"{context} {said}")
+            line = text.encode().count(b"\n", 0, error.position) + 1
+        known = (plain for part, *plain in _SYNTAX if part in said)
         message, remedy = next(known, (said, ""))
         return Problem(file=self.source, line=line if self.numbered else None, message=message, remedy=remedy)
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _quoted(node: yaml.Node) -> str:
     """Return the text of a scalar as written, quotes included, and nothing for a block or a list."""
     if not isinstance(node, yaml.ScalarNode):
         return ""
-    return str(node.value) if node.style is None else json.dumps(node.value, ensure_ascii=False)
+    return str(node.value) if not node.style else json.dumps(node.value, ensure_ascii=False)
 
 
 # --- paths -------------------------------------------------------------------------------------------------------
@@ -634,7 +674,7 @@ def _meant(model: type[BaseModel], keys: Keys, siblings: Any) -> str:
     required = [key for key, field in here.model_fields.items() if field.is_required() and key not in siblings]
     if absent := nearest(name, required):
         return f"did you mean {absent}?"
-    home = next(_homes(model, name, ()), None)
+    home = _homes(model).get(name)
     if home is not None:
         return f"it belongs under {'.'.join(home)}" if home else "it belongs at the top of the file"
     return suggestion(name, here.model_fields)
@@ -673,10 +713,17 @@ def _models_at(model: type[BaseModel], keys: Keys) -> list[type[BaseModel]]:
     return [member for annotation in found for member in _members(annotation) if _is_model(member)]
 
 
-def _homes(model: type[BaseModel], name: str, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the paths of the blocks at or below `model` that know the key `name`; no path visits a key twice."""
-    if name in model.model_fields:
-        yield path
-    for key in (key for key in model.model_fields if key not in path):
-        for below in (*_models_at(model, (key,)), *_models_at(model, (key, 0))):
-            yield from _homes(below, name, (*path, key))
+@cache
+def _homes(model: type[BaseModel]) -> Mapping[str, tuple[str, ...]]:
+    """The path of the first block, at or below `model`, that knows each key; no path visits a key twice."""
+    homes: dict[str, tuple[str, ...]] = {}
+
+    def walk(block: type[BaseModel], path: tuple[str, ...]) -> None:
+        for name in block.model_fields:
+            homes.setdefault(name, path)
+        for key in (key for key in block.model_fields if key not in path):
+            for below in (*_models_at(block, (key,)), *_models_at(block, (key, 0))):
+                walk(below, (*path, key))
+
+    walk(model, ())
+    return homes

@@ -255,6 +255,7 @@ class Scenario(Block):
     def _references(self) -> Iterator[At]:
         hosts = [host.name for host in self.hosts] + [name for _, name in self.host_names()]
         nodes = max(host.numa_nodes for host in self.hosts)
+        mechanisms = {id(host): tuple(host.mechanisms.values()) for host in self.hosts}
         for i, vm in enumerate(self.vms):
             if vm.host is not None and vm.host not in hosts:
                 yield At(f"vms.{i}.host", "no such host", suggestion(vm.host, hosts))
@@ -265,7 +266,7 @@ class Scenario(Block):
             if vm.huge_pages == "hugetlbfs":
                 yield from (_below(f"vms.{i}", fault) for fault in self._pool_faults(vm))
             for host in self._hosts_of(vm):
-                for settings in host.mechanisms.values():
+                for settings in mechanisms[id(host)]:
                     yield from (_below(f"vms.{i}", fault) for fault in settings.guest_faults(vm))
             if vm.balloon and not any(host.balloon for host in self._hosts_of(vm)):
                 yield At(f"vms.{i}.balloon", "no host has rules that fill balloons", "give the host balloon: {}")
@@ -282,7 +283,10 @@ class Scenario(Block):
 
     def _hosts_of(self, vm: Vm) -> Iterator[Host]:
         """Kinds of host that the guest may run on."""
-        yield from (host for host in self.hosts if vm.host in (None, host.name, *host.names()))
+        if vm.host is None:
+            yield from self.hosts
+        else:
+            yield from (host for host in self.hosts if vm.host == host.name or vm.host in host.names())
 
     def _pool_faults(self, vm: Vm) -> Iterator[At]:
         """What keeps the guest from having its memory in hugetlbfs, on any host it may run on."""
