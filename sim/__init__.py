@@ -32,46 +32,69 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sim.lab.calibrate import calibrate
     from sim.lab.capture import capture
+    from sim.lab.machine import restore
     from sim.lab.replay import replay
-    from sim.lab.trial import live as compare
+    from sim.lab.trial import live as trial
+    from sim.report import save
     from sim.results.swept import load
     from sim.run import Result, run
-    from sim.scenario import Scenario, parse
+    from sim.scenario import Scenario, parse, schema
     from sim.scenario import load as read
+    from sim.scenario.parts import parts
     from sim.sizing import estimate
     from sim.study import check, published, sweep
+    from sim.study.frames import compare, explain, solve, trace
 
 __all__ = [
     "Result",
     "Scenario",
+    "calibrate",
     "capture",
     "check",
     "compare",
     "estimate",
+    "explain",
     "load",
     "parse",
+    "parts",
     "published",
     "read",
     "replay",
+    "restore",
     "run",
+    "save",
+    "schema",
+    "solve",
     "sweep",
+    "trace",
+    "trial",
 ]
 
 _HOMES = {
     "Result": ("sim.run", "Result"),
     "Scenario": ("sim.scenario", "Scenario"),
+    "calibrate": ("sim.lab.calibrate", "calibrate"),
     "capture": ("sim.lab.capture", "capture"),
     "check": ("sim.study", "check"),
-    "compare": ("sim.lab.trial", "live"),
+    "compare": ("sim.study.frames", "compare"),
     "estimate": ("sim.sizing", "estimate"),
+    "explain": ("sim.study.frames", "explain"),
     "load": ("sim.results.swept", "load"),
     "parse": ("sim.scenario", "parse"),
+    "parts": ("sim.scenario.parts", "parts"),
     "published": ("sim.study", "published"),
     "read": ("sim.scenario", "load"),
     "replay": ("sim.lab.replay", "replay"),
+    "restore": ("sim.lab.machine", "restore"),
     "run": ("sim.run", "run"),
+    "save": ("sim.report", "save"),
+    "schema": ("sim.scenario", "schema"),
+    "solve": ("sim.study.frames", "solve"),
     "sweep": ("sim.study", "sweep"),
+    "trace": ("sim.study.frames", "trace"),
+    "trial": ("sim.lab.trial", "live"),
 }
 
 

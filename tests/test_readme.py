@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from html import unescape
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import fill
@@ -20,6 +22,8 @@ from click.testing import CliRunner
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from rich.console import Console
+from rich.text import Text
 
 import sim
 from sim import columns, document
@@ -37,6 +41,16 @@ README = ROOT / "README.md"
 SCENARIOS = ROOT / "scenarios"
 PICTURES = {name: ROOT / "results" / f"quickstart-{name}.png" for name in ("memory", "gain-and-cost")}
 SLOWDOWN = ROOT / "results" / "large-pages-slowdown.png"
+TERMINAL = ROOT / "results" / "quickstart-terminal.svg"
+LANGUAGE = SCENARIOS / "language.md"
+RESULTS = ROOT / "results" / "README.md"
+GUIDES = [
+    README,
+    LANGUAGE,
+    *(SCENARIOS / f"{name}.md" for name in ("systems", "datacenters", "studies")),
+    ROOT / "sim" / "README.md",
+]
+"""Pages whose code blocks are tried."""
 PAGES = sorted(page for page in ROOT.rglob("*.md") if not any(part.startswith(".") for part in page.parts))
 
 KERNEL_CHANGES = {
@@ -86,10 +100,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 
-def run_block() -> str:
-    """Return what the quickstart prints, but for the digest, which follows the program's version."""
+def terminal() -> str:
+    """Return the quickstart as a terminal shows it, in SVG; but for the digest, which follows the program's version."""
     *lines, _ = quickstart().printed.rstrip().splitlines()
-    return "\n".join(["```text", *lines, "results/quickstart/<digest>", "```"])
+    console = Console(record=True, width=112, file=StringIO(), force_terminal=True, color_system="truecolor")
+    console.print("$ overcommit run scenarios/quickstart.yaml", style="bold", highlight=False)
+    for line in [*lines, "results/quickstart/<digest>"]:
+        console.print(Text(line, "green" if line.startswith("met ") else ""))
+    svg = console.export_svg(title="overcommit", unique_id="overcommit")
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # fonts that a page would fetch
+
+
+def shown(svg: str) -> list[str]:
+    """Words of an SVG."""
+    return " ".join(unescape(text) for text in re.findall(r">([^<]+)</text>", svg)).split()
 
 
 def reading_block() -> str:
@@ -106,6 +130,35 @@ def reading_block() -> str:
         f"of that within {settled}, for {early:.3g} % of one core on average and {late:.3g} % in the end.",
         width=118,
     )
+
+
+def fidelity() -> Mapping[str, str]:
+    """What the pages of results/ say of themselves, by heading."""
+    text = (ROOT / "results" / "fidelity.md").read_text()
+    found = dict(re.findall(r"^- \*\*([^*]+):\*\* (.+)$", text, re.MULTILINE))
+    [found["Published figures"]] = re.findall(
+        r"^\d+ published figures: .+$", (ROOT / "results" / "published.md").read_text(), re.MULTILINE
+    )
+    return found
+
+
+def in_short_block() -> str:
+    """Return the three lines that tell most of how near the simulator comes."""
+    told = fidelity()
+    return "\n".join(
+        (
+            f"- **against a real kernel, memory at rest:** {told['Static memory']}",
+            f"- **against a real kernel, time:** scans {told['Scan times']}",
+            f"- **against what others measured:** {told['Published figures']}",
+        )
+    )
+
+
+def fidelity_block() -> str:
+    """Return how near the simulator comes, a line for each kind of figure."""
+    page = {"Published figures": "published.md"}
+    rows = ((f"[{name}](results/{page.get(name, 'fidelity.md')})", told) for name, told in fidelity().items())
+    return table(("what", "how near"), rows)
 
 
 def exit_code_block() -> str:
@@ -172,13 +225,14 @@ def draw_slowdown(file: Path) -> None:
 
 
 BLOCKS: Mapping[tuple[Path, str], Callable[[], str]] = {
-    (README, "run"): run_block,
     (README, "reading"): reading_block,
     (README, "exit codes"): exit_code_block,
-    (README, "metrics"): metrics_block,
-    (README, "kernels"): kernels_block,
+    (README, "in short"): in_short_block,
+    (README, "fidelity"): fidelity_block,
+    (RESULTS, "metrics"): metrics_block,
+    (LANGUAGE, "kernels"): kernels_block,
     (SCENARIOS / "README.md", "scenarios"): scenarios_block,
-    (ROOT / "results" / "README.md", "columns"): lambda: columns.markdown().rstrip(),
+    (RESULTS, "columns"): lambda: columns.markdown().rstrip(),
 }
 
 
@@ -197,6 +251,7 @@ def write_anew() -> None:
     for name, picture in quickstart().pictures.items():
         PICTURES[name].write_bytes(picture)
     draw_slowdown(SLOWDOWN)
+    TERMINAL.write_text(terminal())
     schema_file().write_text(CliRunner().invoke(main, ["schema"]).stdout)
 
 
@@ -223,6 +278,11 @@ def test_a_picture_of_the_readme_is_one_of_the_quickstart(name: str, tmp_path: P
     assert_same_picture(PICTURES[name], tmp_path / "new.png")
 
 
+def test_the_terminal_of_the_readme_shows_the_quickstart() -> None:
+    assert shown(TERMINAL.read_text()) == shown(terminal()), "run: python tests/test_readme.py"
+    assert "http" not in TERMINAL.read_text().replace("http://www.w3.org/2000/svg", "")
+
+
 def test_the_picture_of_what_large_pages_are_worth_is_that_of_the_model(tmp_path: Path) -> None:
     draw_slowdown(tmp_path / "new.png")
 
@@ -238,9 +298,12 @@ def assert_same_picture(old: Path, new: Path) -> None:
     assert np.sqrt(np.mean((committed - drawn) ** 2)) < 0.02
 
 
-def fenced(language: str, page: Path = README) -> list[str]:
-    """The code blocks of a page in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+def fenced(language: str) -> list[str]:
+    """The code blocks of the front page and the guides in one language."""
+    texts = (page.read_text() for page in GUIDES)
+    return [
+        code for text in texts for code in re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
 
 
 PROGRAMS = [code for code in fenced("python") if not code.startswith("# sim/")]
@@ -322,7 +385,7 @@ def test_the_ci_script_runs_the_readmes_test_command() -> None:
 
     [command] = re.findall(rf"{pattern}.*$", README.read_text(), re.MULTILINE)
 
-    assert command in fenced("sh")[1]
+    assert f"{command}\n" in fenced("sh")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

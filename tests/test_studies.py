@@ -1,6 +1,6 @@
-"""The sweeps shown in the README are those of the bundled scenarios; run as a script, this computes all or some anew.
+"""The sweeps shown on the front page and in the guide are those of the bundled scenarios; run as a script, this computes all or some anew.
 
-Their tables are kept in results/; what the README says and shows is drawn from them, and some points are run again.
+Their tables are kept in results/; what the pages say and show is drawn from them, and some points are run again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from sim.study import Swept, plan, run_points
 from sim.study.sweeps import TABLE, TIMELINE
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 RESULTS = ROOT / "results"
-STUDIES = ("frontier", "crossover", "everything")
+GUIDE = ROOT / "scenarios" / "studies.md"
+STUDIES = {"frontier": ROOT / "README.md", "crossover": GUIDE, "everything": GUIDE}
+"""Each sweep, and the page that says what came out."""
 
 
 @cache
@@ -56,8 +57,8 @@ def figures(table: pd.DataFrame, number: int) -> list[float]:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_readme_says_what_the_table_says(name: str) -> None:
-    found = between(name).search(README.read_text())
+def test_the_page_says_what_the_table_says(name: str) -> None:
+    found = between(name).search(STUDIES[name].read_text())
 
     assert found and found[0] == said(name), "run: python tests/test_studies.py"
 
@@ -102,10 +103,11 @@ def write_anew(*names: str) -> None:
             (RESULTS / f"{name}-timeline.parquet").write_bytes((swept.folder / TIMELINE).read_bytes())
             (RESULTS / f"{name}.md").write_text(everything.markdown(shown(name)))
         sweep_page.draw(shown(name), RESULTS)
-        text = README.read_text()
+        page = STUDIES[name]
+        text = page.read_text()
         place = between(name).search(text)
         assert place, name
-        README.write_text(f"{text[: place.start()]}{said(name)}{text[place.end() :]}")
+        page.write_text(f"{text[: place.start()]}{said(name)}{text[place.end() :]}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import click
 
 from sim.cli.console import EXIT_UNMET, Console, as_json, table
 from sim.cli.options import jobs_option, out_option, refuse_unwritable, talks
-from sim.errors import UserError
 
 if TYPE_CHECKING:
     from sim.study.comparison import Comparison, Difference
@@ -46,26 +45,12 @@ def compare(
     Runs are paired by seed, so that both met the same random numbers. Exit code 1 says that a difference is real.
     """
     from sim.study import comparison
-    from sim.study.comparison import Side
+    from sim.study.frames import compared
 
-    if second is None and not (first_set or second_set):
-        raise UserError("there is nothing to compare with; name a second scenario, or settings with --b path=value")
     refuse_unwritable(out)
-
-    def side(path: Path, sets: Sequence[str]) -> Side:
-        from sim.scenario import load
-
-        if path.is_dir():
-            if sets or replications:
-                raise UserError(f"{path}: is a result, which no setting changes; name its scenario file")
-            return comparison.kept(path)
-        more = [f"replications={replications}"] if replications else []
-        with console.progress(str(path)) as progress:
-            name = " ".join([str(path), *sets])
-            return comparison.side(load(path, [*sets, *more]), name, out, jobs, progress)
-
     console.kept_so_far = "the runs that are done are kept; the same command goes on from there"
-    found = comparison.compare(side(first, first_set), side(second or first, second_set), metrics)
+    with console.progress("compare") as progress:
+        found = compared(first, second, first_set, second_set, replications, metrics, out, jobs, progress)
     if console.json:
         console.data(as_json(comparison.told(found)))
     else:

@@ -26,6 +26,9 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """What a shell reports for any tool that SIGPIPE ends."""
 
+WIDTH = 112
+"""Where lists of names are broken."""
+
 
 @dataclass
 class Console:

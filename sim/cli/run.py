@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import click
 
-from sim.cli.console import EXIT_UNMET, Console, as_json, table
+from sim.cli.console import EXIT_UNMET, WIDTH, Console, as_json, table
 from sim.cli.options import (
     cluster_option,
     file_argument,
@@ -103,7 +104,7 @@ def _run_json(result: Result | Replay, folder: Path, met: bool) -> str:
 
 def _run_text(result: Result | Replay, console: Console) -> str:
     """Return the conclusion, the headline metrics, the expectations, and last the folder of the result."""
-    from sim.report.words import conclusion, headlines, measured, uncertainty
+    from sim.report.words import conclusion, headlines, measured, telling, uncertainty
 
     if console.quiet:
         return str(console.kept)
@@ -113,9 +114,11 @@ def _run_text(result: Result | Replay, console: Console) -> str:
         blocks.append(uncertainty(result.manifest["scale"], bars, result.summary))
     real = str(result.manifest.get("engine")).startswith("kernel")
     shown = [each for each in headlines(result.summary) if not real or result.summary[each.name] is not None]
+    told, rest = (shown, []) if console.verbose else telling(shown, result.summary)
     blocks.append(table(
-        (each.name, measured(result.summary[each.name], bars.get(each.name), each.unit), each.meaning) for each in shown
+        (each.name, measured(result.summary[each.name], bars.get(each.name), each.unit), each.meaning) for each in told
     ))  # fmt: skip
+    blocks += ["\n".join(fill(line, width=WIDTH, subsequent_indent="  ") for line in rest)] if rest else []
     if result.verdicts:
         blocks.append(table(map(verdict_row, result.verdicts)))
     if console.verbose:

@@ -12,7 +12,6 @@ import click
 from sim.cli.console import EXIT_UNMET, Console, as_json, table
 from sim.cli.options import file_argument, jobs_option, out_option, refuse_unwritable, seed_option, set_option, talks
 from sim.cli.run import verdict_row
-from sim.errors import UserError
 
 if TYPE_CHECKING:
     from sim.study.solver import Choice, Limit, Probe
@@ -49,11 +48,9 @@ def solve(
     """
     from sim.scenario import load
     from sim.study import solver
+    from sim.study.frames import wanted
 
-    if (vary is None) == (minimise is None and maximise is None) or (minimise and maximise):
-        raise UserError("say either what to vary, --vary PATH=LOW..HIGH, or one metric to --minimise or --maximise")
-    if smallest and not vary:
-        raise UserError("--smallest belongs to --vary")
+    metric, largest = wanted(vary, smallest, minimise, maximise)
     refuse_unwritable(out)
     console.kept_so_far = "the runs that are done are kept; the same command goes on from there"
     with console.progress("solve") as progress:
@@ -64,7 +61,6 @@ def solve(
             console.data(as_json(_limit_json(found)) if console.json else _limit_text(found, console))
             return 0 if found.best else EXIT_UNMET
         scenario = load(file, overrides, seed)
-        metric, largest = (maximise, True) if maximise else (str(minimise), False)
         chosen = solver.choose(scenario, metric, out, jobs, largest=largest, progress=progress)
     console.data(as_json(_choice_json(chosen)) if console.json else _choice_text(chosen, console))
     return 0 if chosen.best else EXIT_UNMET

@@ -12,3 +12,12 @@ def write(result: "Judged", folder: Path) -> Path:
     from sim.report import html  # matplotlib takes half a second to import
 
     return html.write(result, folder)
+
+
+def save(result: "Judged", out: str | Path = "results") -> Path:
+    """Keep a result as `overcommit run` does, tables, pictures and report.html, and return its folder."""
+    from sim.results import write as keep
+
+    folder = keep(result, Path(out))
+    write(result, folder)
+    return folder

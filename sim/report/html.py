@@ -16,7 +16,7 @@ from sim.columns import COUNTER_METRICS, Metric
 from sim.report import fleet, pictures
 from sim.report.markup import Markup, figure, table, tag
 from sim.report.style import COLOURS, RC, Colour
-from sim.report.words import advice, amount, conclusion, headlines, measured, uncertainty
+from sim.report.words import advice, amount, conclusion, headlines, measured, telling, uncertainty
 from sim.results import Result
 from sim.results.store import explained
 from sim.results.summary import Summary
@@ -210,9 +210,9 @@ def _sections(result: Judged, resolved: Mapping[str, Any], drawn: Sequence[Marku
         yield tag("p", uncertainty(result.manifest["scale"], bars, result.summary))
     if result.verdicts:
         yield section("Expectations", _expectations(result.verdicts))
-    yield section(
-        "Headline figures", _metrics(headlines(result.summary), result.summary, "What the run comes to", bars)
-    )
+    told, rest = telling(headlines(result.summary), result.summary)
+    quiet = [tag("p", line, class_="about") for line in rest]
+    yield section("Headline figures", _metrics(told, result.summary, "What the run comes to", bars), *quiet)
     yield from drawn
     if not result.guests.empty:
         yield section("Guests", _guests(result.guests))

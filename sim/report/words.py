@@ -129,6 +129,16 @@ def headlines(summary: Summary) -> Sequence[Metric]:
     return [metric for metric in (*FLEET_METRICS, *HEADLINES) if summary[metric.name] is not None]
 
 
+def telling(metrics: Sequence[Metric], summary: Summary) -> tuple[Sequence[Metric], Sequence[str]]:
+    """The metrics that have more to tell than 0, and lines that name those that are 0 and those without data."""
+    lines = [
+        f"{what}: {', '.join(names)}"
+        for what, value in (("0", 0), ("no data", None))
+        if (names := [each.name for each in metrics if summary[each.name] == value])
+    ]
+    return [each for each in metrics if summary[each.name]], lines
+
+
 def _memory(samples: pd.DataFrame, last: "pd.Series[float]") -> str:
     hosts = samples["host"].nunique()
     total = about_bytes(last["mem_total_bytes"])
