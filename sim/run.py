@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sim.columns import PAGE_BYTES
 from sim.errors import MachineError, UserError
 from sim.host import Machine, Report
-from sim.scale import COARSER, enlarged, enlarged_guest, enlarged_work, error_bars
+from sim.scale import COARSER, enlarged, enlarged_guest, enlarged_work, error_bars, fleet_error_bars
 from sim.sizing import MOST_PAGES, Estimate, estimate
 from sim.units import about_bytes, about_duration
 
@@ -73,6 +73,8 @@ def run(
     bars = {}
     if scenario.datacenter:
         tables = _simulate_fleet(scenario, scale, progress, jobs, cluster)
+        if scale > 1:
+            bars = fleet_error_bars(tables.summary, scenario.vms, scale)
     else:
         tables = _simulate(scenario, scale, progress)
         if scale > 1:

@@ -431,7 +431,7 @@ def error_bars(summary: Mapping[str, Any], coarser: Sequence[Mapping[str, Any]],
     least as much twice again. The third is what it would be if pages were drawn one by one: a count of n of them is
     then off by its root. They are not, each class of pages is in proportion, but two runs may agree by chance.
     """
-    used = max((summary["mem_used_bytes"] or 0) / PAGE_BYTES / scale, 1.0)
+    used = _used_pages(summary, scale)
     bars = {}
     for name in CHECKED:
         values = [each[name] for each in (summary, *coarser)]
@@ -440,6 +440,24 @@ def error_bars(summary: Mapping[str, Any], coarser: Sequence[Mapping[str, Any]],
             drawn = math.sqrt(own * scale) if name in _COUNTED else abs(own) / math.sqrt(used)
             bars[name] = float(max(abs(double - own), abs(fourfold - own) / 2, drawn))
     return bars
+
+
+def fleet_error_bars(summary: Mapping[str, Any], vms: Iterable[Vm], scale: int) -> dict[str, float]:
+    """The same for a datacenter, which is not run again: the larger of two standard deviations if pages were drawn one by
+    one, and half a page of those that the smallest guest has left, by which rounding may make each of its parts wrong.
+    What is saved is off by as many bytes as what is used.
+    """
+    fewest = min(vm.memory for vm in vms) / PAGE_BYTES / scale
+    share = max(2 / math.sqrt(_used_pages(summary, scale)), 0.5 / fewest)
+    bars = {name: abs(summary[name]) * share for name in CHECKED if summary[name] is not None}
+    counted = {name: max(bars[name], 2 * math.sqrt(summary[name] * scale)) for name in _COUNTED if name in bars}
+    saved = {"saved_bytes": summary["mem_used_bytes"] * share} if summary["mem_used_bytes"] is not None else {}
+    return bars | counted | saved
+
+
+def _used_pages(summary: Mapping[str, Any], scale: int) -> float:
+    """Simulated pages that are in use at the end."""
+    return max((summary["mem_used_bytes"] or 0) / PAGE_BYTES / scale, 1.0)
 
 
 # --- what is larger --------------------------------------------------------------------------------------------------

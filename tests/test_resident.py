@@ -168,6 +168,21 @@ def test_hosts_do_not_depend_on_who_is_beside_them() -> None:
                 assert row.tolist() == together.reports[number].tolist()
 
 
+def test_a_host_is_made_when_it_is_needed_and_nobody_can_tell() -> None:
+    """Host 2 gets its first guest when all have been through a window; host 3 never has one."""
+    late = Start(2, 20 * EPOCH + SECOND, web(9))
+    lazy, eager = Shard(spec()), Shard(spec())
+    for number in range(4):
+        eager._host(number)
+
+    for epoch in range(30):
+        orders = [late] if epoch == 20 else [Start(0, 0, web(1)), Start(1, 0, database(1))] if epoch == 0 else []
+        asked = in_turn(orders, (epoch + 1) * EPOCH)
+        assert seen(lazy.advance(asked)) == seen(eager.advance(asked))
+    assert sorted(lazy._residents) == [0, 1, 2]
+    assert lazy.finish().work == eager.finish().work
+
+
 def test_a_guest_that_moves_takes_every_content_along() -> None:
     shard = Shard(spec())
     shard.advance(first_epoch())

@@ -59,6 +59,34 @@ def test_a_small_fleet_keeps_the_stated_error() -> None:
     assert small.summary["full_scans"] == pytest.approx(whole.summary["full_scans"], abs=1)
 
 
+def rack(scale: int) -> Scenario:
+    """Three hosts under a control plane, whose guests come and go; no other test of scale has such guests."""
+    heap = {"name": "heap", "size": "35%", "writes": {"rate": "0.3/min", "hot": "30%", "hot_writes": "90%"}}
+    parts = [{"name": "system", "size": "22%", "pool": "base", "run": "32KiB"}, heap, {"name": "rest", "size": "25%"}]
+    repeated = [{"name": "zero", "size": "7%", "zero": True}, {"name": "twice", "size": "6%", "duplicates": 2}]
+    ksm = {"pages_to_scan": 400, "sleep_millisecs": 50}
+    batch = {"kind": "batch", "rate": "12/h", "lifetime": {"exponential": "20min"}}
+    return parse({
+        "name": "rack", "duration": "40min", "scale": scale,
+        "hosts": [{"name": "node", "count": 3, "memory": "1GiB", "cores": 4, "ksm": ksm}],
+        "vms": [{"name": "web", "memory": "96MiB", "image": {"parts": [*parts, *repeated]}},
+                {"name": "batch", "memory": "192MiB", "image": {"parts": parts}}],
+        "datacenter": {"placement": "worst-fit", "overcommit": {"memory": 1.3},
+                       "arrivals": [{"kind": "web", "batch": 18}, batch]},
+    })  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_scaled_datacenter_is_within_what_it_says_of_itself() -> None:
+    whole = run(rack(1))
+    assert "error" not in whole.manifest
+
+    for small in map(run, map(rack, (16, 64))):
+        for name in ("consolidation_ratio", "cpu_overhead_percent", "saved_bytes"):
+            assert small.summary[name] == pytest.approx(whole.summary[name], abs=small.manifest["error"][name]), name
+            assert small.manifest["error"][name] < 0.1 * float(small.summary[name] or 0), "the bar says something"
+
+
 @pytest.mark.parametrize("pages_to_scan", [20, 200, 5000])
 def test_ksmd_goes_at_the_real_pace_whatever_a_batch_is(pages_to_scan: int) -> None:
     image = {"parts": [{"name": "own", "size": "100%"}]}

@@ -29,7 +29,7 @@ import sim
 from sim.cli import main
 from sim.columns import PAGE_BYTES
 from sim.datacenter.messages import NEVER, Newcomer
-from sim.datacenter.traces import Reading, Rows, Trace, format_of, newcomers, nodes, openb
+from sim.datacenter.traces import Reading, Rows, Trace, format_of, newcomers, nodes, openb, percent
 from sim.datacenter.traces.rows import LONGEST_LINE
 from sim.document import Document
 from sim.errors import MachineError, UserError
@@ -258,6 +258,16 @@ def test_every_trace_is_the_same_twice_and_in_order(tmp_path: Path, form: str) -
         assert all(0 <= level <= 1 for level in guest.levels)
         assert bool(guest.levels) == bool(guest.every)
     assert format_of(path) == form
+
+
+@pytest.mark.parametrize("text", [b"0\n7\n100\n", b"1.5\r\n99.25\r\n", b"3\n\n4\n", b"5\n101\n6\n", b"8", b"1e1\n2\n"])
+def test_a_file_is_the_same_read_at_once_and_line_by_line(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, line_by_line = Rows(), Rows()
+    found = percent._samples(io.BytesIO(text), "file", 1, at_once)
+    monkeypatch.setattr(percent, "_MOST_PLAIN", 0)
+
+    assert percent._samples(io.BytesIO(text), "file", 1, line_by_line) == found
+    assert at_once == line_by_line
 
 
 def test_the_digest_tells_contents_and_names_apart(tmp_path: Path) -> None:
