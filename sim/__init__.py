@@ -5,6 +5,7 @@ The package in reading order; a file imports only from what stands above it.
     errors        what a user or a machine can get wrong, with exit codes
     units         "64GiB" to integers and back, and the strict base of every scenario block
     streams       one random stream per named thing
+    engine        the program itself, by version and files, which names results
     document      strict YAML to checked blocks, with the place of every value
     columns       every table column and headline metric
     processes     processes of this machine that end with this one

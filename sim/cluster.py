@@ -13,11 +13,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
+from sim.engine import package_version, source_digest
 from sim.errors import MachineError, Problem, UserError
 
 if TYPE_CHECKING:
@@ -29,7 +27,6 @@ Outcome = TypeVar("Outcome")
 PATIENCE_S: Final = 10
 """How long an address may take to answer, and a cluster to have a worker."""
 _PACKAGES: Final = ("overcommit", "llvmlite", "numba", "numpy", "pandas", "pyarrow", "pydantic", "scipy", "simpy")
-_SOURCE: Final = Path(__file__).parent
 _LOGGERS: Final = ("distributed", "distributed.client", "tornado.application")
 """Loggers of Dask with levels of their own: what it has to say about lost workers is said by this program."""
 
@@ -37,19 +34,9 @@ _LOGGERS: Final = ("distributed", "distributed.client", "tornado.application")
 @cache
 def build() -> Mapping[str, str]:
     """What decides the bits of a result beside the scenario: versions, machine, and the program's own files."""
-    digest = blake2b(digest_size=6)
-    for file in sorted([*_SOURCE.rglob("*.py"), *_SOURCE.glob("cost/prices/*.yaml")]):
-        digest.update(f"{file.relative_to(_SOURCE)}\n".encode() + file.read_bytes())
-    packages = {package: _version(package) for package in _PACKAGES}
-    own = {"Python": platform.python_version(), "machine": platform.machine(), "source": digest.hexdigest()}
+    packages = {package: package_version(package) for package in _PACKAGES}
+    own = {"Python": platform.python_version(), "machine": platform.machine(), "source": source_digest()}
     return {**packages, **own}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:

@@ -128,7 +128,9 @@ class Document:
             details = []
         if (more := len(details) - MAX_MISTAKES) > 0:
             problems = [*problems, Problem(file=document.source, message=f"and {more:,} more mistakes")]
-        faults = _settle_unions(fault for detail in details[:MAX_MISTAKES] for fault in _faults(detail, document.data, model))
+        faults = _settle_unions(
+            fault for detail in details[:MAX_MISTAKES] for fault in _faults(detail, document.data, model)
+        )
         blocks = {problem.path.rpartition(".")[0] for problem in problems}
         # Of a block that lacks what it was to be completed with, nobody wants to hear which keys that leaves missing.
         found = (each for each in map(document._locate, faults)

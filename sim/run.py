@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 from sim.columns import PAGE_BYTES
+from sim.engine import engine, package_version
 from sim.errors import MachineError, UserError
 from sim.host import Machine, Report
 from sim.scale import COARSER, enlarged, enlarged_guest, enlarged_work, error_bars, fleet_error_bars
@@ -85,7 +85,7 @@ def run(
         "seed": scenario.seed,
         "scale": scale,
         **({"error": bars} if bars else {}),
-        "digest": scenario.digest(versions["overcommit"]),
+        "digest": scenario.digest(engine()),
         "prices": {host.prices: host.price_set.digest() for host in scenario.hosts},
         "versions": versions,
         "wall_s": round(time.perf_counter() - wall_began, 3),
@@ -209,14 +209,6 @@ def _joined(table: str, columns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
     frames = [typed(table, pd.DataFrame(each)) for each in columns]
     return pd.concat(frames, ignore_index=True).sort_values("time_s", kind="stable", ignore_index=True)
-
-
-def package_version(package: str) -> str:
-    """The version of an installed package."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def available_bytes() -> int:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -31,6 +30,7 @@ from sim.cli import main
 from sim.cluster import build, connected, differences
 from sim.datacenter.crew import Crew, same, split
 from sim.document import dump
+from sim.engine import engine
 from sim.errors import MachineError, UserError
 from sim.results import write
 from sim.study import plan, run_points, sweeps
@@ -423,7 +423,7 @@ def test_a_worker_without_the_files_of_a_point_says_so(tmp_path: Path) -> None:
     np.savez(image, content=np.ones((1, 4), np.uint32), time_s=np.zeros(1))
     guest = {"name": "web", "memory": "16KiB", "image": {"captured": str(image)}}
     scenario = sim.parse({"name": "small", "duration": "1s", "hosts": [{"memory": "256MiB"}], "vms": [guest]})
-    digest = scenario.digest(version("overcommit"))
+    digest = scenario.digest(engine())
     np.savez(image, content=np.zeros((1, 4), np.uint32), time_s=np.zeros(1))
     changed = sweeps._find((scenario, digest))
     image.unlink()

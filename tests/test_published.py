@@ -19,10 +19,11 @@ import sim
 from sim.cli import main
 from sim.columns import PAGE_BYTES
 from sim.document import dump
+from sim.engine import engine
 from sim.errors import At, UserError
 from sim.report.published_page import faults, markdown
 from sim.results import load as load_result
-from sim.run import Result, package_version
+from sim.run import Result
 from sim.run import run as simulate
 from sim.scenario import load, parse
 from sim.scenario.published import Band, Formula
@@ -62,7 +63,7 @@ def test_the_page_of_published_figures_is_that_of_the_runs():
 def test_every_published_scenario_meets_its_own_expectations(file):
     table()
     scenario = load(file)
-    kept = Path(OUT.name, scenario.name, scenario.digest(package_version("overcommit")))
+    kept = Path(OUT.name, scenario.name, scenario.digest(engine()))
     summary = load_result(kept).summary if kept.exists() else simulate(scenario).summary
 
     assert scenario.expect

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.columns import KSM_COUNTERS, KSM_SETTINGS, PAGE_BYTES
+from sim.engine import package_version
 from sim.errors import UserError
 from sim.host import Assignment, Host, Machine
 from sim.lab.guest import PACKED, Farewell, Keys, Pattern, mix
@@ -52,7 +53,7 @@ from sim.memory.pages import (
 )
 from sim.reclaim.commit import Commit
 from sim.reclaim.compression import AS_IS, Algorithm, Packed, packed_of
-from sim.run import Progress, package_version
+from sim.run import Progress
 from sim.sharing.kernels import kernel
 from sim.sharing.ksm import Ksm
 from sim.sharing.scanner import Scanner

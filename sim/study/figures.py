@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from sim.engine import engine
 from sim.errors import UserError
 from sim.results import Loaded, load
 from sim.results.summary import over_hosts
-from sim.run import package_version
 from sim.scenario import Scenario
 from sim.scenario import load as read
 from sim.scenario.published import Claim, Figure, Moment, Number, Values
@@ -107,11 +107,10 @@ def published(files: Sequence[str | Path], out: str | Path = "results", jobs: in
 
 def plan(files: Sequence[Path], out: Path, jobs: int | None = None, overrides: Sequence[str] = ()) -> Agenda:
     """Read scenario files and find out what is left to run. Raises UserError if none has a published figure."""
-    version = package_version("overcommit")
     scenarios: dict[str, Scenario] = {}
 
     def digest(scenario: Scenario) -> str:
-        name = scenario.digest(version)
+        name = scenario.digest(engine())
         scenarios.setdefault(name, scenario)
         return name
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sim.engine import engine
 from sim.errors import OvercommitError
 from sim.results import Summary, kept_summary
 from sim.results.summary import mean
-from sim.run import check_size, package_version
+from sim.run import check_size
 from sim.scenario import Scenario
 from sim.scenario.expect import Verdict, worst
 from sim.study.sweeps import Failure, Progress, run_left, what_is_left
@@ -50,8 +51,7 @@ def outcomes(
 
     A run that fails, or that this machine cannot do, is noted and the others go on.
     """
-    version = package_version("overcommit")
-    asked = [(scenario, {run.digest(version): run for run in scenario.runs}) for scenario in scenarios]
+    asked = [(scenario, {run.digest(engine()): run for run in scenario.runs}) for scenario in scenarios]
     runs = {digest: run for _, each in asked for digest, run in each.items()}
     refused = _refused({digest: run for digest, run in runs.items() if kept_summary(run.name, digest, out) is None})
     left, jobs, _ = what_is_left({digest: run for digest, run in runs.items() if digest not in refused}, out, jobs)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from sim.cluster import connected
 from sim.columns import METRICS
 from sim.document import dump, dump_line
+from sim.engine import engine
 from sim.errors import At, MachineError, OvercommitError, UserError
 from sim.processes import processors
 from sim.results import Summary, files, kept_summary
 from sim.results.store import explained, locked
 from sim.results.summary import mean, over_hosts
 from sim.results.tables import parquet_bytes, read_parquet
-from sim.run import Result, available_bytes, check_size, package_version
+from sim.run import Result, available_bytes, check_size
 from sim.run import run as simulate
 from sim.scenario import Scenario
 from sim.sizing import estimate
@@ -144,8 +145,7 @@ def plan(scenario: Scenario, out: Path, jobs: int | None = None, cluster: str | 
     """
     if not scenario.points and scenario.replications == 1:
         raise UserError(f"{scenario.name}: has no sweep; write sweep: with a path and the values that it takes")
-    version = package_version("overcommit")
-    points = [{run.digest(version): run for run in point.runs} for point in _scenarios(scenario)]
+    points = [{run.digest(engine()): run for run in point.runs} for point in _scenarios(scenario)]
     runs = {digest: run for point in points for digest, run in point.items()}
     left, jobs, cpu_seconds = what_is_left(runs, out, jobs, here=cluster is None)
     replicas = [{digest: run.seed for digest, run in point.items()} for point in points]
@@ -240,7 +240,7 @@ def _run_point(task: tuple[Scenario, Path]) -> Failure | None:
     from sim.results import write
 
     scenario, out = task
-    if kept_summary(scenario.name, scenario.digest(package_version("overcommit")), out) is not None:
+    if kept_summary(scenario.name, scenario.digest(engine()), out) is not None:
         return None  # another command came first
     kept = _attempted(lambda: write(_simulated(scenario), out))
     return kept if isinstance(kept, Failure) else None
@@ -250,7 +250,7 @@ def _find(task: tuple[Scenario, str]) -> Result | Failure:
     """Run one point on a machine that may have other files."""
     scenario, digest = task
     try:
-        fault = "" if scenario.digest(package_version("overcommit")) == digest else "some differ there"
+        fault = "" if scenario.digest(engine()) == digest else "some differ there"
     except (At, OSError) as error:
         fault = str(error)
     if fault:
