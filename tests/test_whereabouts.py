@@ -120,7 +120,7 @@ def test_a_scenario_has_no_moments() -> None:
 def test_a_datacenter_is_refused_in_words(tmp_path: Path) -> None:
     folder = kept(tmp_path, SYSTEM)
     asked = folder / "scenario.yaml"
-    asked.write_text(asked.read_text() + "\ndatacenter: {epoch: 5min}\n")
+    asked.write_text(asked.read_text().replace("\ndatacenter: null\n", "\ndatacenter: {epoch: 5min}\n"))
 
     result = call("explain", folder, "--at", "1s")
 

@@ -48,7 +48,7 @@ def whereabouts(run: Loaded, time_s: float | None = None, host: str | None = Non
     """
     if run.scenario.get("datacenter"):
         raise UserError(
-            f"{run.folder}: the samples of a datacenter are sums over its hosts, which do not tell what kept pages apart; "
+            f"{run.folder}: the samples of a datacenter are sums over hosts, which do not tell what kept pages apart; "
             "its hosts.parquet has the memory of each, and a scenario of one host alone can be explained"
         )
     names = list(dict.fromkeys(run.samples["host"]))
