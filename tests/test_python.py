@@ -99,6 +99,11 @@ def test_compare_tells_the_difference_of_each_metric(file: Path, tmp_path: Path)
     assert (used["verdict"], swapped["verdict"]) == ("one pair", "same")
 
 
+def test_compare_blames_the_side_that_is_wrong(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--b vms\.0\.cuont=2: .*count"):
+        sim.compare(file, b=["vms.0.cuont=2"], out=tmp_path)
+
+
 def test_explain_tells_where_all_memory_is(file: Path, tmp_path: Path) -> None:
     folder = sim.save(sim.run(sim.read(file)), tmp_path / "out")
 

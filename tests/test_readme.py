@@ -103,12 +103,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def terminal() -> str:
     """Return the quickstart as a terminal shows it, in SVG; but for the digest, which follows the program's version."""
     *lines, _ = quickstart().printed.rstrip().splitlines()
-    console = Console(record=True, width=112, file=StringIO(), force_terminal=True, color_system="truecolor")
+    console = Console(record=True, width=136, file=StringIO(), force_terminal=True, color_system="truecolor")
     console.print("$ overcommit run scenarios/quickstart.yaml", style="bold", highlight=False)
     for line in [*lines, "results/quickstart/<digest>"]:
         console.print(Text(line, "green" if line.startswith("met ") else ""))
     svg = console.export_svg(title="overcommit", unique_id="overcommit")
-    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # fonts that a page would fetch
+    return re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)  # no fonts that a page would fetch
 
 
 def shown(svg: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The sweeps shown on the front page and in the guide are those of the bundled scenarios; run as a script, this computes all or some anew.
+"""The sweeps that the pages show are those of the bundled scenarios; run as a script, this computes all or some anew.
 
 Their tables are kept in results/; what the pages say and show is drawn from them, and some points are run again.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from textwrap import fill
@@ -29,6 +30,7 @@ RESULTS = ROOT / "results"
 GUIDE = ROOT / "scenarios" / "studies.md"
 STUDIES = {"frontier": ROOT / "README.md", "crossover": GUIDE, "everything": GUIDE}
 """Each sweep, and the page that says what came out."""
+MOST_BYTES = 2 * 1024 * 1024
 
 
 @cache
@@ -72,6 +74,15 @@ def test_the_picture_is_drawn_from_the_table(name: str, tmp_path: Path) -> None:
     assert committed.shape == drawn.shape
     # Another matplotlib may place letters a fraction of a pixel apart.
     assert np.sqrt(np.mean((committed - drawn) ** 2)) < 0.02
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_report_of_the_largest_sweeps_stays_small(name: str, tmp_path: Path) -> None:
+    swept = shown(name)
+    there = replace(swept, plan=replace(swept.plan, out=tmp_path))
+    there.folder.mkdir(parents=True)
+
+    assert sweep_page.write(there).stat().st_size < MOST_BYTES
 
 
 def test_the_page_of_the_comparison_says_what_its_table_says() -> None:

@@ -115,3 +115,13 @@ def test_a_scenario_has_no_moments() -> None:
     result = call("explain", "web.yaml", "--at", "5s")
 
     assert (result.exit_code, "is no result" in result.stderr) == (2, True)
+
+
+def test_a_datacenter_is_refused_in_words(tmp_path: Path) -> None:
+    folder = kept(tmp_path, SYSTEM)
+    asked = folder / "scenario.yaml"
+    asked.write_text(asked.read_text().replace("\ndatacenter: null\n", "\ndatacenter: {epoch: 5min}\n"))
+
+    result = call("explain", folder, "--at", "1s")
+
+    assert (result.exit_code, "hosts.parquet has the memory of each" in result.stderr) == (2, True), result.stderr

@@ -86,7 +86,7 @@ def new(name: str) -> None:
     except FileExistsError:
         raise UserError(f"{file} exists already; choose another name") from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{file}: cannot be written: {error.strerror}; choose another folder") from None
     click.echo(file)
 
 

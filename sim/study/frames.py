@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,15 +126,27 @@ def compared(
     if second is None and not (a or b):
         raise UserError("there is nothing to compare with; name a second scenario, or settings with --b path=value")
 
-    def side(path: Path, sets: Sequence[str]) -> Side:
+    def side(path: Path, sets: Sequence[str], option: str) -> Side:
         if path.is_dir():
             if sets or replications:
                 raise UserError(f"{path}: is a result, which no setting changes; name its scenario file")
             return comparison.kept(path)
         more = [f"replications={replications}"] if replications else []
-        return comparison.side(load(path, [*sets, *more]), " ".join([str(path), *sets]), out, jobs, progress)
+        with _named(option):
+            scenario = load(path, [*sets, *more])
+        return comparison.side(scenario, " ".join([str(path), *sets]), out, jobs, progress)
 
-    return comparison.compare(side(first, a), side(second or first, b), metrics)
+    return comparison.compare(side(first, a, "--a"), side(second or first, b, "--b"), metrics)
+
+
+@contextmanager
+def _named(option: str) -> Iterator[None]:
+    """Blame the option by which a value was given."""
+    try:
+        yield
+    except UserError as error:
+        named = [replace(problem, file=problem.file.replace("--set ", f"{option} ", 1)) for problem in error.problems]
+        raise UserError(*named) from None
 
 
 def explain(folder: str | Path, at: str | None = None, host: str | None = None) -> pd.DataFrame:

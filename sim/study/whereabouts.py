@@ -44,8 +44,13 @@ class Whereabouts(NamedTuple):
 def whereabouts(run: Loaded, time_s: float | None = None, host: str | None = None) -> list[Whereabouts]:
     """Return where the memory of each host is, or of the one named, at the last sample by then; at the end by default.
 
-    Raises UserError for a time at which there is no sample, and for an unknown host.
+    Raises UserError for a time at which there is no sample, for an unknown host, and for a datacenter.
     """
+    if run.scenario.get("datacenter"):
+        raise UserError(
+            f"{run.folder}: the samples of a datacenter are sums over hosts, which do not tell what kept pages apart; "
+            "its hosts.parquet has the memory of each, and a scenario of one host alone can be explained"
+        )
     names = list(dict.fromkeys(run.samples["host"]))
     if host is not None and host not in names:
         raise UserError(f"--host {host}: no such host; {suggestion(host, names)}")
