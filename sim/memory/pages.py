@@ -92,6 +92,7 @@ OK, NO_FRAME = 0, 1
 
 UInt8 = npt.NDArray[np.uint8]
 UInt16 = npt.NDArray[np.uint16]
+UInt64 = npt.NDArray[np.uint64]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
@@ -601,10 +602,15 @@ def uniform(draw: np.uint64) -> float:
 
 
 @inlined
+def drawn_with(key: np.uint64, within: np.uint64, active: int) -> np.uint64:
+    """The 64 random bits that belong to a page of the guest with this key at an activity time."""
+    return shuffled(shuffled(key ^ within) ^ np.uint64(active))
+
+
+@inlined
 def drawn(m: Memory, guest: int, page: int, active: int) -> np.uint64:
     """The 64 random bits that belong to this page of this guest at this activity time."""
-    within = np.uint64(page - m.guest[guest, FIRST])
-    return shuffled(shuffled(np.uint64(m.guest[guest, KEY]) ^ within) ^ np.uint64(active))
+    return drawn_with(np.uint64(m.guest[guest, KEY]), np.uint64(page - m.guest[guest, FIRST]), active)
 
 
 @inlined

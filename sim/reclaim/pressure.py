@@ -372,12 +372,18 @@ def passed_by_loop(m: Memory, page: int, before: int, active: int) -> bool:
     return next_in_loop(m, page, kind, before) <= active
 
 
+@inlined
+def use_draw(draw: np.uint64) -> np.uint64:
+    """The random bits that say whether a page was used, from those that belong to it."""
+    return shuffled(shuffled(shuffled(draw)))
+
+
 @compiled
 def happened(m: Memory, page: int, rate: float, since: int, active: int) -> bool:
     """Whether something that happens at a rate (per ns) did since an activity time (ns); drawn for the page."""
     if rate <= 0.0 or since >= active:
         return False
-    draw = shuffled(shuffled(shuffled(drawn(m, m.block[page // BLOCK, GUEST], page, active))))
+    draw = use_draw(drawn(m, m.block[page // BLOCK, GUEST], page, active))
     return bool(uniform(draw) < -math.expm1(-rate * (active - since)))
 
 

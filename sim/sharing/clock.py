@@ -54,6 +54,8 @@ class Clock(Passes):
         self.s = small.Small(
             kind=np.zeros(room, np.uint8),
             old=np.full(room, memory.NEVER, np.int32),
+            turn=np.zeros(room, np.uint16),
+            draws=np.zeros(memory.BLOCK, np.uint64),
             came=np.zeros(len(self.m.block), np.int64),
             packed=np.zeros(room, np.uint8),
             patch=np.zeros(room, np.uint8),
@@ -191,7 +193,7 @@ class Clock(Passes):
     def _more_blocks(self, wanted: int) -> int:
         first = super()._more_blocks(wanted)
         room = len(self.m.place)
-        names = ("kind", "old", "packed", "patch", "family", "base")
+        names = ("kind", "old", "turn", "packed", "patch", "family", "base")
         arrays = {name: longer(getattr(self.s, name), room) for name in names}
         self.s = self.s._replace(came=longer(self.s.came, len(self.m.block)), **arrays)
         return first

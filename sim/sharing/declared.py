@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from sim.sharing.mechanism import Source
     from sim.sharing.pfcache import Pfcache
     from sim.sharing.room import Room, Site
+
+_ABSENT: Final = -1
 
 
 class Declared(AtSource):
@@ -56,14 +57,16 @@ class FileCache(Declared):
         self.every = settings.TIMEOUT
         self._settings = settings
         self._sha1_ps = site.sha1_ps
-        self._used: dict[int, int] = {}
-        """When each file in the cache was last in use, by its origin; those in use at the last pass may lag behind."""
+        self._files = np.empty(0, np.int32)
+        """Every file that was ever in use, by its origin, rising; what follows has a number for each."""
+        self._used = np.empty(0, np.int64)
+        """When each was last in use, or _ABSENT from the cache; what was in use at the last pass may lag behind."""
+        self._pages = np.empty(0, np.int64)
+        """Pages of each, as many as any container had of it."""
+        self._users = np.empty(0, np.int64)
+        """How many containers had each in use at the last pass, _ABSENT where none had a page of it."""
         self._taken = 0
         """What the files in the cache take (bytes)."""
-        self._pages: Counter[int] = Counter()
-        """Pages of each file, as many as any container had of it."""
-        self._users: Counter[int] = Counter()
-        """How many containers had each file in use at the last pass."""
         self._passed = -1
         """When that was."""
         self._held = -1
@@ -80,7 +83,7 @@ class FileCache(Declared):
         self._held = -1
 
     def _shared(self, origins: Int32) -> npt.NDArray[np.bool_]:
-        return np.isin(origins, list(self._used))
+        return np.isin(origins, self._files[self._used != _ABSENT])
 
     def act(self, now: int) -> None:
         """Look what is in use, copy what is worth it, and make room."""
@@ -89,46 +92,62 @@ class FileCache(Declared):
         if held == self._held and not self._writes:
             self._passed = now  # nothing is there that was not there at the last pass, nor is anything gone
             return
-        self._used |= dict.fromkeys(self._used.keys() & self._users.keys(), self._passed)
-        self._users, self._passed, self._held = self._look_who_uses_what(), now, held
-        self._used |= dict.fromkeys(self._used.keys() & self._users.keys(), now)
-        self._taken = sum(map(self._bytes, self._used))
-        new = ((file, number) for file, number in self._users.items() if file not in self._used)
-        wanted = sorted(file for file, number in new if self._is_wanted(file, number))
-        for file in wanted:
-            self._make_room(self._bytes(file))
+        self._note_use(self._passed)
+        self._look_who_uses_what()
+        self._passed, self._held = now, held
+        self._note_use(now)
+        sizes = self._pages * memory.PAGE_BYTES
+        self._taken = int(sizes[self._used != _ABSENT].sum())
+        wanted = np.flatnonzero((self._used == _ABSENT) & (self._users != _ABSENT) & self._is_wanted(sizes))
+        if not len(wanted):
+            return
+        for file, size in zip(wanted.tolist(), sizes[wanted].tolist(), strict=True):
+            self._make_room(size)
             self._used[file] = now
-            self._taken += self._bytes(file)
-            self.cpu_ns += self._pages[file] * self._sha1_ps // 1000
-        if wanted:
-            self._held = -1  # what made room may be wanted again
-        for guest, origins in self.room.origins.items() if wanted else ():
-            self._join(guest, np.flatnonzero(np.isin(origins, wanted)), now)
-
-    def _look_who_uses_what(self) -> Counter[int]:
-        users: Counter[int] = Counter()
+            self._taken += size
+        self.cpu_ns += int((self._pages[wanted] * self._sha1_ps // 1000).sum())
+        self._held = -1  # what made room may be wanted again
         for guest, origins in self.room.origins.items():
-            files, pages = np.unique(origins[(origins != 0) & (self.room.read(guest) > 0)], return_counts=True)
-            for file, number in zip(files.tolist(), pages.tolist(), strict=True):
-                users[file] += number >= self._settings.PAGEMIN
-                self._pages[file] = max(self._pages[file], number)
-        return users
+            self._join(guest, np.flatnonzero(np.isin(origins, self._files[wanted])), now)
 
-    def _is_wanted(self, file: int, users: int) -> bool:
-        size = self._bytes(file)
-        fits = self._settings.MINSIZE <= size <= min(self._settings.MAXSIZE, self._settings.image)
-        return fits and users >= self._settings.COUNT
+    def _note_use(self, now: int) -> None:
+        """Files in the cache that were in use at the last pass are so *now*."""
+        self._used[(self._used != _ABSENT) & (self._users != _ABSENT)] = now
 
-    def _bytes(self, file: int) -> int:
-        return self._pages[file] * memory.PAGE_BYTES
+    def _look_who_uses_what(self) -> None:
+        found = [
+            np.unique(origins[(origins != 0) & (self.room.read(guest) > 0)], return_counts=True)
+            for guest, origins in self.room.origins.items()
+        ]
+        files = np.concatenate([self._files[:0], *(each for each, _ in found)])
+        pages = np.concatenate([self._pages[:0], *(each for _, each in found)])
+        self._know(files)
+        at = np.searchsorted(self._files, files)
+        np.maximum.at(self._pages, at, pages)
+        self._users = np.bincount(at[pages >= self._settings.PAGEMIN], minlength=len(self._files))
+        self._users[np.bincount(at, minlength=len(self._files)) == 0] = _ABSENT
+
+    def _know(self, files: Int32) -> None:
+        """Make room for files that were never in use before."""
+        known = np.union1d(self._files, files)
+        before = np.searchsorted(known, self._files)
+        used, pages = np.full(len(known), _ABSENT), np.zeros(len(known), np.int64)
+        used[before], pages[before] = self._used, self._pages
+        self._files, self._used, self._pages = known, used, pages
+
+    def _is_wanted(self, sizes: Int64) -> npt.NDArray[np.bool_]:
+        """Which files, of these sizes, are worth a copy."""
+        most = min(self._settings.MAXSIZE, self._settings.image)
+        return (sizes >= self._settings.MINSIZE) & (sizes <= most) & (self._users >= self._settings.COUNT)
 
     def _make_room(self, size: int) -> None:
         """Let the files go that were in use longest ago, and some more for those to come, if there is no room."""
         if self._taken + size <= self._settings.image:
             return
         most = self._settings.image * (100 - self._settings.purge_ahead_percent) // 100 - size
-        for file in sorted(self._used, key=lambda each: (self._used[each], each)):
-            if self._taken <= max(most, 0):
-                return
-            del self._used[file]
-            self._taken -= self._bytes(file)
+        there = np.flatnonzero(self._used != _ABSENT)
+        there = there[np.argsort(self._used[there], kind="stable")]
+        sizes = self._pages[there] * memory.PAGE_BYTES
+        gone = self._taken - np.cumsum(sizes) + sizes > max(most, 0)
+        self._used[there[gone]] = _ABSENT
+        self._taken -= int(sizes[gone].sum())

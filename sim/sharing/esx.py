@@ -161,6 +161,8 @@ class Esx(Room):
         vm = self._vms[guest]
         empty = contents[vm.order] == 0
         vm.order = np.concatenate([vm.order[empty], vm.order[~empty]])
+        classes = self.m.accesses[self.pages_of(guest)][vm.order]
+        vm.ends = np.append(np.flatnonzero(np.diff(classes)) + 1, len(classes))
         pages = np.flatnonzero(contents != memory.NEVER)
         self.write(guest, pages, contents[pages], now)
 
@@ -339,7 +341,7 @@ class Esx(Room):
         lacking = int(row[tps.BALLOON] - row[tps.GIVEN])
         while lacking > 0:
             self._make_room()
-            given = tps.give(self.m, self.t, guest, vm.order, lacking, now)
+            given = tps.give(self.m, self.t, guest, vm.order, vm.ends, lacking, now)
             lacking -= given
             if not given:
                 row[tps.BALLOON] -= lacking
@@ -456,6 +458,8 @@ class _Vm:
         self.large = large
         self.order: Int32 = np.arange(pages, dtype=np.int32)
         """Its pages, those first that its own kernel misses least."""
+        self.ends: Int64 = np.array([pages])
+        """Where in that order each run of pages ends that it misses equally."""
         self.active = 1.0
         """Share of its memory that it uses, as estimated."""
         self._averages = [1.0 for _ in _AVERAGES]

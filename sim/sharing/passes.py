@@ -95,10 +95,13 @@ class Passes(Room):
         self._left = np.empty(0, np.int64), np.empty(0, np.int32)
         if not self.vms:
             return
-        looked = [Looked(guest, vm.name, vm.pages, self._files_of(guest)) for guest, vm in self.vms.items()]
+        vms = sorted(self.vms.items(), key=lambda each: self.pages_of(each[0]).start)
+        looked = [Looked(guest, vm.name, vm.pages, self._files_of(guest)) for guest, vm in vms]
         groups = np.concatenate([*self._settings.groups(looked)])
-        pages = np.concatenate([np.arange(span.start, span.stop) for span in map(self.pages_of, self.vms)])
-        order = np.lexsort((pages, groups))
+        pages = np.concatenate(
+            [np.arange(span.start, span.stop) for span in (self.pages_of(guest) for guest, _ in vms)]
+        )
+        order = np.argsort(groups, kind="stable")
         order = order[groups[order] >= 0]
         self._left = pages[order], groups[order].astype(np.int32)
 

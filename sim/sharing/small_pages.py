@@ -19,10 +19,12 @@ from sim.memory.pages import (
     BLOCK,
     DUE,
     DUE_COUNT,
+    FIRST,
     FRAME_HIGH,
     FRAMES,
     GUEST,
     HUGE,
+    KEY,
     MAPS,
     MERGEABLE,
     NEVER,
@@ -42,10 +44,13 @@ from sim.memory.pages import (
     Int64,
     Memory,
     UInt8,
+    UInt16,
+    UInt64,
     activity_time,
     charge,
     content_now,
     drawn,
+    drawn_with,
     forget_frame,
     frames_free,
     keep_in_memory,
@@ -56,7 +61,7 @@ from sim.memory.pages import (
     swap_out_page,
     uniform,
 )
-from sim.reclaim.pressure import happened, note_write, passed_by_loop
+from sim.reclaim.pressure import note_write, passed_by_loop, use_draw
 from sim.sharing.equal_pages import (
     NO_ROOM,
     PAUSED,
@@ -91,6 +96,8 @@ class Small(NamedTuple):
 
     kind: UInt8  # (pages,) MODIFIED, USED, UNUSED and more, AWAY
     old: Int32  # (pages,) content when the clock came by
+    turn: UInt16  # (pages,) scan of a cycle whose table has the hash of `old`
+    draws: UInt64  # (BLOCK,) what was drawn for each page of the block that the clock is at
     came: Int64  # (blocks,) the guest's activity time (ns) then
     packed: UInt8  # (pages,) size of the compressed page, in units of 16 bytes
     patch: UInt8  # (pages,) size of the difference from a page of its family, likewise
@@ -117,40 +124,85 @@ def was_rewritten(m: Memory, page: int, since: int, active: int) -> bool:
 
 
 @inlined
-def was_used(m: Memory, page: int, since: int, active: int) -> bool:
-    """Whether a page was read since an activity time (ns)."""
-    return bool(happened(m, page, m.rates[m.accesses[page], READS], since, active)) or bool(
-        passed_by_loop(m, page, since, active)
-    )
-
-
-@compiled
-def classify(m: Memory, s: Small, page: int, active: int, now: int) -> None:
-    """Class a page that is there by what happened since the clock came by."""
-    since = s.came[page // BLOCK]
-    content = content_now(m, page, now)
-    before = s.kind[page]
-    if content != s.old[page] or was_rewritten(m, page, since, active):
-        s.kind[page] = MODIFIED
-    elif before == AWAY or was_used(m, page, since, active):
-        s.kind[page] = USED
-    else:
-        s.kind[page] = min(max(before + 1, UNUSED), UNUSED + s.n[PASSES])
-    s.old[page] = content
+def draw_uses(m: Memory, s: Small, block: int, active: int) -> None:
+    """Draw for every page of a block what says whether it was used, in a loop plain enough for vector instructions."""
+    guest = m.block[block, GUEST]
+    key, first = np.uint64(m.guest[guest, KEY]), np.uint64(block * BLOCK - m.guest[guest, FIRST])
+    for at in range(BLOCK):
+        s.draws[at] = use_draw(drawn_with(key, first + np.uint64(at), active))
 
 
 @inlined
-def in_pass(s: Small, page: int, scan: int) -> bool:
-    """Whether the hash of the page is one of those that this scan's table has."""
-    content = s.old[page]
+def remember(s: Small, page: int, content: int) -> None:
+    """Note what the page holds, and in which scan of a cycle the hash of that is in the table."""
+    s.old[page] = content
     name = content if content >= 0 else page
-    return bool(shuffled(np.uint64(name)) % np.uint64(s.n[PASSES]) == np.uint64(scan % s.n[PASSES]))
+    s.turn[page] = shuffled(np.uint64(name)) % np.uint64(s.n[PASSES])
+
+
+@inlined
+def is_turn_of(s: Small, page: int, scan: int) -> bool:
+    """Whether the hash of the page is one of those that this scan's table has."""
+    return bool(s.turn[page] == scan % s.n[PASSES])
 
 
 @inlined
 def has_room(m: Memory, places: int) -> bool:
     """Whether so many shared frames and due accesses more fit into the arrays."""
     return bool(m.counts[FRAME_HIGH] + places <= m.frame.shape[0] and m.counts[DUE_COUNT] + places <= m.due.shape[0])
+
+
+@inlined
+def pass_by(m: Memory, s: Small, page: int) -> None:
+    """The clock finds that a page is not there."""
+    if m.place[page] & SWAPPED:
+        s.kind[page] = AWAY
+    else:
+        s.kind[page] = MODIFIED
+        s.old[page] = NEVER
+
+
+@inlined
+def unused_for_longer(s: Small, before: int) -> int:
+    """The class of a page that was of class *before* and has not been used since."""
+    return int(min(max(before + 1, UNUSED), UNUSED + s.n[PASSES]))
+
+
+@compiled
+def come_by_block(m: Memory, e: Equal, s: Small, first: int, end: int, scan: int, active: int, now: int) -> None:
+    """Let the clock come by some pages of one block: class each, and share it if this scan's table has its hash."""
+    since = s.came[first // BLOCK]
+    known, chance, has_drawn = -1, 0.0, False
+    visited, summed = 0, 0
+    for page in range(first, end):
+        if not m.place[page] & PRESENT:
+            pass_by(m, s, page)
+            continue
+        s.n[VISITED] += 1
+        kind, before = m.accesses[page], s.kind[page]
+        if kind != known:
+            known = kind
+            chance = -math.expm1(-m.rates[kind, READS] * (active - since)) if since < active else 0.0
+        content = content_now(m, page, now)
+        if content != s.old[page]:
+            remember(s, page, content)
+            s.kind[page] = MODIFIED
+        elif was_rewritten(m, page, since, active):
+            s.kind[page] = MODIFIED
+        else:
+            if chance > 0.0 and not has_drawn:
+                draw_uses(m, s, page // BLOCK, active)
+                has_drawn = True
+            used = before == AWAY or (chance > 0.0 and uniform(s.draws[page % BLOCK]) < chance)
+            used = used or passed_by_loop(m, page, since, active)
+            s.kind[page] = USED if used else unused_for_longer(s, before)
+            if is_turn_of(s, page, scan):
+                look_at_page(m, e, page, scan, now)
+                continue
+            summed += 1
+        visited += 1
+    spend(e, W_VISIT, visited)
+    spend(e, W_CHECKSUM, summed)
 
 
 @compiled
@@ -168,20 +220,7 @@ def come_by(
         block = (first + done) // BLOCK
         active = activity_time(m, m.block[block, GUEST], now)
         end = min(done + BLOCK, pages)
-        for page in range(first + done, first + end):
-            if not m.place[page] & PRESENT:
-                s.kind[page] = AWAY if m.place[page] & SWAPPED else MODIFIED
-                s.old[page] = s.old[page] if m.place[page] & SWAPPED else NEVER
-                continue
-            s.n[VISITED] += 1
-            classify(m, s, page, active, now)
-            if s.kind[page] == MODIFIED:
-                spend(e, W_VISIT, 1)
-            elif in_pass(s, page, scan):
-                look_at_page(m, e, page, scan, now)
-            else:
-                spend(e, W_VISIT, 1)
-                spend(e, W_CHECKSUM, 1)
+        come_by_block(m, e, s, first + done, first + end, scan, active, now)
         s.came[block] = active
         done = end
     return PAUSED, done
@@ -336,7 +375,7 @@ def shrink_pages(
         if not has_room(m, ROOM):
             return NO_ROOM, done
         page = first + done
-        if m.place[page] & PRESENT and s.kind[page] != MODIFIED and in_pass(s, page, scan):
+        if m.place[page] & PRESENT and s.kind[page] != MODIFIED and is_turn_of(s, page, scan):
             shrink(m, e, s, page, now)
         done += 1
     return PAUSED, done

@@ -511,20 +511,20 @@ def reclaim(m: Memory, t: Tps, r: Pressure, guest: int, frames: int, now: int) -
 
 
 @compiled
-def give(m: Memory, t: Tps, guest: int, order: Int32, pages: int, now: int) -> int:
+def give(m: Memory, t: Tps, guest: int, order: Int32, ends: Int64, pages: int, now: int) -> int:
     """Let the guest's kernel give pages away, those it uses least first, and in turn those it uses equally often.
 
-    *order* has the guest's pages by how often they are used. Returns how many it gave.
+    *order* has the guest's pages by how often they are used, *ends* where in it each run of those used equally often
+    ends. Returns how many it gave.
     """
     first, given, start = m.guest[guest, FIRST], 0, 0
-    while start < order.size and given < pages:
-        end = start
-        while end < order.size and m.accesses[first + order[end]] == m.accesses[first + order[start]]:
-            end += 1
+    for end in ends:
+        if given == pages:
+            break
         hand = t.guest[guest, HAND] if start <= t.guest[guest, HAND] < end else start
-        for _ in range(start, end):
-            if given == pages or not has_room(m, t):
-                break
+        left = end - start if has_room(m, t) else 0
+        while left > 0:
+            left -= 1
             page = first + order[hand]
             hand = hand + 1 if hand + 1 < end else start
             if m.place[page] & PRESENT:
@@ -532,6 +532,8 @@ def give(m: Memory, t: Tps, guest: int, order: Int32, pages: int, now: int) -> i
                 t.n[GUEST_OUTS] += content_of(m, page) != 0
                 take_page(m, t, page, BALLOONED, now)
                 given += 1
+                if given == pages or not has_room(m, t):
+                    break
         t.guest[guest, HAND] = hand
         start = end
     return given
