@@ -34,7 +34,7 @@ from sim.lab.compare import (
     read_recording,
     write_recording,
 )
-from sim.lab.guest import PACKED, _Arrivals, _Clock, _Loop, _Writer, mix, render
+from sim.lab.guest import PACKED, _Arrivals, _Clock, _Loop, _swap_cached, _Writer, mix, render
 from sim.lab.pressure import REQUIRED, PressureTrial
 from sim.lab.record import Disturbance, Level, Loop, Rate, Reads, Setting
 from sim.lab.recordings import about, kept
@@ -712,3 +712,12 @@ def test_a_page_without_a_place_for_the_table_is_left_alone(tmp_path: Path) -> N
     assert called.exit_code == 2
     assert "begin cases" in called.stderr
     assert page.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(("text", "expected"), [("cache 5\nswapcached 8192\n", 8192), ("anon 4096\n", 0)])
+def test_what_a_control_group_has_in_the_swap_cache_is_read_from_its_statistics(
+    tmp_path: Path, text: str, expected: int
+) -> None:
+    (tmp_path / "memory.stat").write_text(text)
+
+    assert _swap_cached(tmp_path / "memory.stat") == expected

@@ -500,9 +500,12 @@ class _Guest:
         self._group = group
 
     def _settle_limit(self) -> None:
-        """Let the limit hold for the area alone, whatever this process has come to need by now."""
+        """Let the limit hold for the area alone, whatever this process has come to need by now.
+
+        Pages of the area that were written to swap and are still in their frames count as well.
+        """
         if self._group:
-            area = PAGE_BYTES * self._pages(_RESIDENT)
+            area = PAGE_BYTES * self._pages(_RESIDENT) + _swap_cached(Path(self._group.usage).with_name("memory.stat"))
             others = int(Path(self._group.usage).read_text()) - area
             Path(self._group.limit).write_text(str(self._group.limit_bytes + others))
 
@@ -665,6 +668,12 @@ def _faults() -> int:
     """Page faults of this thread so far."""
     used = resource.getrusage(resource.RUSAGE_THREAD)
     return used.ru_minflt + used.ru_majflt
+
+
+def _swap_cached(statistics: Path) -> int:
+    """Bytes of the swap cache that a control group is charged."""
+    words = dict(line.split() for line in statistics.read_text().splitlines())
+    return int(words.get("swapcached", 0))
 
 
 def _ksm_stat() -> dict[str, int]:
