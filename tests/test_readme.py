@@ -56,7 +56,7 @@ FLEETS = {
     "night-consolidation": "hosts-and-guests",
     "noisy-neighbour": "memory",
     "host-failure": "hosts-and-guests",
-    "fleet-planetlab": "memory",
+    "fleet-planetlab": "hosts-and-guests",
     "fleet-openb": "hosts-and-guests",
 }
 """Scenarios with a datacenter, and which of its pictures scenarios/datacenters.md shows."""
