@@ -443,9 +443,10 @@ def error_bars(summary: Mapping[str, Any], coarser: Sequence[Mapping[str, Any]],
 
 
 def fleet_error_bars(summary: Mapping[str, Any], vms: Iterable[Vm], scale: int) -> dict[str, float]:
-    """The same for a datacenter, which is not run again: the larger of two standard deviations if pages were drawn one by
-    one, and half a page of those that the smallest guest has left, by which rounding may make each of its parts wrong.
-    What is saved is off by as many bytes as what is used.
+    """The same for a datacenter, which is not run again: two standard deviations if pages were drawn one by one.
+
+    At least it is half a page of those that the smallest guest has left, by which rounding may make each of its parts
+    wrong. What is saved is off by as many bytes as what is used.
     """
     fewest = min(vm.memory for vm in vms) / PAGE_BYTES / scale
     share = max(2 / math.sqrt(_used_pages(summary, scale)), 0.5 / fewest)

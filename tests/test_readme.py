@@ -51,6 +51,15 @@ GUIDES = [
     ROOT / "sim" / "README.md",
 ]
 """Pages whose code blocks are tried."""
+FLEETS = {
+    "boot-storm": "memory",
+    "night-consolidation": "hosts-and-guests",
+    "noisy-neighbour": "memory",
+    "host-failure": "hosts-and-guests",
+    "fleet-planetlab": "hosts-and-guests",
+    "fleet-openb": "hosts-and-guests",
+}
+"""Scenarios with a datacenter, and which of its pictures scenarios/datacenters.md shows."""
 PAGES = sorted(page for page in ROOT.rglob("*.md") if not any(part.startswith(".") for part in page.parts))
 
 KERNEL_CHANGES = {
@@ -90,6 +99,20 @@ def quickstart() -> Quickstart:
         result = load(Path(out, "quickstart"))
         pictures = {name: (result.folder / "pictures" / f"{name}.png").read_bytes() for name in PICTURES}
     return Quickstart(called.stdout, result, pictures)
+
+
+def fleet_picture(name: str) -> bytes:
+    """Run a scenario with a datacenter, and return the picture of it that is shown."""
+    with TemporaryDirectory() as out:
+        command = ["run", "-q", "--jobs", "1", str(SCENARIOS / f"{name}.yaml"), "--out", out]
+        called = CliRunner().invoke(main, command)
+        assert called.exit_code == 0, called.output
+        return (load(Path(out, name)).folder / "pictures" / f"{FLEETS[name]}.png").read_bytes()
+
+
+def kept_picture(name: str) -> Path:
+    """Where it is kept."""
+    return ROOT / "results" / f"{name}-{FLEETS[name]}.png"
 
 
 # --- generated parts ---------------------------------------------------------------------------------------------
@@ -250,6 +273,8 @@ def write_anew() -> None:
         page.write_text(f"{text[: place.start()]}{make()}\n{text[place.end() :]}")
     for name, picture in quickstart().pictures.items():
         PICTURES[name].write_bytes(picture)
+    for name in FLEETS:
+        kept_picture(name).write_bytes(fleet_picture(name))
     draw_slowdown(SLOWDOWN)
     TERMINAL.write_text(terminal())
     schema_file().write_text(CliRunner().invoke(main, ["schema"]).stdout)
@@ -281,6 +306,14 @@ def test_a_picture_of_the_readme_is_one_of_the_quickstart(name: str, tmp_path: P
 def test_the_terminal_of_the_readme_shows_the_quickstart() -> None:
     assert shown(TERMINAL.read_text()) == shown(terminal()), "run: python tests/test_readme.py"
     assert "http" not in TERMINAL.read_text().replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLEETS)
+def test_a_picture_of_a_fleet_is_that_of_its_scenario(name: str, tmp_path: Path) -> None:
+    (tmp_path / "new.png").write_bytes(fleet_picture(name))
+
+    assert_same_picture(kept_picture(name), tmp_path / "new.png")
 
 
 def test_the_picture_of_what_large_pages_are_worth_is_that_of_the_model(tmp_path: Path) -> None:
