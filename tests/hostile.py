@@ -24,7 +24,7 @@ from sim.memory.image import Captured, load_capture
 from sim.scenario import Scenario, load, parse, points
 
 CORPUS = Path(__file__).with_name("corpus.zip")
-"""Inputs that fuzz.py invented, each of which took branches that no other did, and those that once were a failure."""
+"""Inputs that fuzz.py invented: the shortest for each message that it met, and those that once were a failure."""
 SEPARATOR = b"\n%%%%\n"
 """What stands between the files, or a file and its overrides, of one input."""
 MOST_POINTS = 50

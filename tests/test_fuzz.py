@@ -12,9 +12,9 @@ LARGEST = {
     "brackets": b"a: " + b"[" * 900_000,
     "braces": b"a: " + b"{b: " * 200_000,
     "anchors": b"a: &a [1]\nb: [" + b"*a, " * 200_000 + b"]",
-    "merges": b"a: &a {" + b"".join(b"k%d: 1, " % n for n in range(20_000)) + b"}\n" + b"b: {<<: *a}\n" * 10_000,
+    "merges": b"a: &a {" + b"".join(b"k%d: 1, " % n for n in range(10_000)) + b"}\n" + b"b: {<<: *a}\n" * 5_000,
     "merged in itself": b"a: &a\n" + b"  <<: *a\n" * 50_000,
-    "unknown keys": HEAD + b"".join(b"k%d: 1\n" % n for n in range(40_000)),
+    "unknown keys": HEAD + b"".join(b"k%d: 1\n" % n for n in range(24_000)),
     "one long key": HEAD + b"k" * 900_000 + b": 1\n",
     "one long text": HEAD + b"duration: " + b"9" * 900_000,
     "faulty points": HEAD + b"lount: 1\nsweep: {seed: [" + b",".join(b"%d" % n for n in range(50)) + b"]}\n",
@@ -25,7 +25,7 @@ LARGEST = {
 def test_the_corpus_holds_nothing_worse_than_mistakes() -> None:
     worst = hostile.replay(hostile.CORPUS)
 
-    assert worst.inputs > 500
+    assert worst.inputs > 100
     assert 0 < worst.refused < worst.inputs
 
 
