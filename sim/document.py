@@ -21,7 +21,7 @@ from yaml.composer import Composer
 from sim.errors import At, Problem, Several, UserError, nearest, suggestion
 
 MAX_BYTES: Final = 1 << 20
-MAX_VALUES: Final = 100_000
+MAX_VALUES: Final = 25_000
 MAX_DEPTH: Final = 64
 """Blocks and lists inside one another."""
 MAX_SHOWN: Final = 60

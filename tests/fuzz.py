@@ -1,6 +1,6 @@
 """Invent inputs for hostile.py and keep those that take new branches.
 
-    mkdir found; python tests/fuzz.py found tests/corpus -runs=500000 -seed=1
+    unzip -d found tests/corpus.zip; python tests/fuzz.py found -runs=500000 -seed=1
 
 needs atheris; the options are libFuzzer's. The first input of each kind of failure is written to FOUND-*, and what one
 took at most is told at the end.

@@ -65,8 +65,8 @@ OPERATIONS = ("open", "write", "fsync", "replace", "rename", "mkdir", "unlink", 
 
 
 @contextmanager
-def failing(root: Path, at: int, code: int) -> Iterator[list[str]]:
-    """Let operation number *at* on files below *root* fail; yield the names of the operations that were done."""
+def failing(root: Path, at: int, code: int, forever: bool = False) -> Iterator[list[str]]:
+    """Let operation number *at* on files below *root* fail, or all from there on; yield the names of those done."""
     done: list[str] = []
     numbers: set[int] = set()
 
@@ -75,7 +75,7 @@ def failing(root: Path, at: int, code: int) -> Iterator[list[str]]:
             below = what in numbers if isinstance(what, int) else str(what).startswith(str(root))
             if below:
                 done.append(name)
-                if len(done) == at:
+                if len(done) == at or (forever and len(done) > at):
                     raise Fault(code, os.strerror(code), str(what))
             made = real(what, *rest, **options)
             if below and name == "open" and isinstance(made, int):
@@ -85,8 +85,13 @@ def failing(root: Path, at: int, code: int) -> Iterator[list[str]]:
         return call
 
     def close(number: int) -> None:
+        below = number in numbers
         numbers.discard(number)
-        real_close(number)
+        real_close(number)  # a close that fails has closed the file all the same: close(2)
+        if below:
+            done.append("close")
+            if len(done) == at or (forever and len(done) > at):
+                raise Fault(code, os.strerror(code))
 
     real_close = os.close
     with patch.object(os, "close", close), patch.object(io, "open", counted("open", io.open)):
@@ -117,11 +122,11 @@ def inline(scenario: Scenario, out: Path, known: dict[str, Any]) -> sweeps.Swept
 
 
 def fail_each(
-    folder: Path, points: int = 2, every: int = 1, code: int = errno.EIO, again: bool = False
+    folder: Path, points: int = 2, every: int = 1, code: int = errno.EIO, again: bool = False, forever: bool = False
 ) -> Counter[str]:
     """Let each operation of a sweep fail in turn (or one of *every* so many); return how often each kind did.
 
-    With *again*, results that are there already are replaced meanwhile.
+    With *again*, results that are there already are replaced meanwhile; with *forever*, all operations after it fail.
     """
     scenario = asked(points)
     known: dict[str, Any] = {}
@@ -135,7 +140,7 @@ def fail_each(
             inline(scenario, out, known)
             for mark in out.rglob("_SUCCESS"):
                 mark.unlink()  # so the sweep takes them as not whole, and replaces them
-        with failing(out, at, code) as done:
+        with failing(out, at, code, forever) as done:
             outcome = attempt(scenario, out, known)
         if len(done) < at:
             assert outcome is None, outcome
@@ -258,14 +263,16 @@ def command_of(pid: int) -> bytes:
 
 def main(kills: int) -> None:
     """Do all of it and tell what was done."""
-    for name, code, again in (
-        ("EIO", errno.EIO, False),
-        ("ENOSPC", errno.ENOSPC, False),
-        ("EIO, replacing", errno.EIO, True),
+    for name, code, again, forever in (
+        ("EIO", errno.EIO, False, False),
+        ("ENOSPC", errno.ENOSPC, False, False),
+        ("EIO, replacing", errno.EIO, True, False),
+        ("EIO to the end", errno.EIO, False, True),
+        ("EIO to the end, replacing", errno.EIO, True, True),
     ):
         with TemporaryDirectory(prefix="torture-") as folder:
             began = time.monotonic()
-            failed = fail_each(Path(folder), points=3, code=code, again=again)
+            failed = fail_each(Path(folder), points=3, code=code, again=again, forever=forever)
             print(
                 f"{name}: {failed.total()} operations failed in turn in {time.monotonic() - began:.0f} s:", dict(failed)
             )
