@@ -150,7 +150,12 @@ class Esx(Room):
         rates = self.m.rates
         often = rates[:, memory.WRITES] + rates[:, memory.READS]
         often[rates[:, memory.PERIOD] > 0] += 1 / rates[rates[:, memory.PERIOD] > 0, memory.PERIOD]
-        self._vms[guest].order = np.argsort(often[accesses], kind="stable").astype(np.int32)
+        self._set_order(guest, np.argsort(often[accesses], kind="stable").astype(np.int32))
+
+    def _set_order(self, guest: int, order: Int32) -> None:
+        """The guest's kernel misses its pages least in this order."""
+        vm, classes = self._vms[guest], self.m.accesses[self.pages_of(guest)][order]
+        vm.order, vm.ends = order, np.append(np.flatnonzero(np.diff(classes)) + 1, len(classes))
 
     def set_packed(self, guest: int, packed: UInt8) -> None:
         """See `Room`; ESX only keeps a page compressed that takes half a page or less."""
@@ -158,11 +163,9 @@ class Esx(Room):
 
     def fill(self, guest: int, contents: Int32, now: int) -> None:
         """Touch the guest's pages for the first time, empty ones last to be missed. Raises OutOfFrames."""
-        vm = self._vms[guest]
-        empty = contents[vm.order] == 0
-        vm.order = np.concatenate([vm.order[empty], vm.order[~empty]])
-        classes = self.m.accesses[self.pages_of(guest)][vm.order]
-        vm.ends = np.append(np.flatnonzero(np.diff(classes)) + 1, len(classes))
+        order = self._vms[guest].order
+        empty = contents[order] == 0
+        self._set_order(guest, np.concatenate([order[empty], order[~empty]]))
         pages = np.flatnonzero(contents != memory.NEVER)
         self.write(guest, pages, contents[pages], now)
 

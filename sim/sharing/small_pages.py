@@ -30,6 +30,7 @@ from sim.memory.pages import (
     NEVER,
     OWNER,
     PATCHED,
+    PERIOD,
     PRESENT,
     READS,
     RING,
@@ -49,6 +50,7 @@ from sim.memory.pages import (
     activity_time,
     charge,
     content_now,
+    content_of,
     drawn,
     drawn_with,
     forget_frame,
@@ -141,12 +143,6 @@ def remember(s: Small, page: int, content: int) -> None:
 
 
 @inlined
-def is_turn_of(s: Small, page: int, scan: int) -> bool:
-    """Whether the hash of the page is one of those that this scan's table has."""
-    return bool(s.turn[page] == scan % s.n[PASSES])
-
-
-@inlined
 def has_room(m: Memory, places: int) -> bool:
     """Whether so many shared frames and due accesses more fit into the arrays."""
     return bool(m.counts[FRAME_HIGH] + places <= m.frame.shape[0] and m.counts[DUE_COUNT] + places <= m.due.shape[0])
@@ -162,46 +158,42 @@ def pass_by(m: Memory, s: Small, page: int) -> None:
         s.old[page] = NEVER
 
 
-@inlined
-def unused_for_longer(s: Small, before: int) -> int:
-    """The class of a page that was of class *before* and has not been used since."""
-    return int(min(max(before + 1, UNUSED), UNUSED + s.n[PASSES]))
-
-
 @compiled
 def come_by_block(m: Memory, e: Equal, s: Small, first: int, end: int, scan: int, active: int, now: int) -> None:
     """Let the clock come by some pages of one block: class each, and share it if this scan's table has its hash."""
-    since = s.came[first // BLOCK]
-    known, chance, has_drawn = -1, 0.0, False
-    visited, summed = 0, 0
+    since, turn, oldest = s.came[first // BLOCK], scan % s.n[PASSES], UNUSED + s.n[PASSES]
+    known, chance, writes, loops, has_drawn = -1, 0.0, False, False, False
+    visited, classed, summed = 0, 0, 0
     for page in range(first, end):
         if not m.place[page] & PRESENT:
             pass_by(m, s, page)
             continue
-        s.n[VISITED] += 1
+        visited += 1
         kind, before = m.accesses[page], s.kind[page]
         if kind != known:
             known = kind
             chance = -math.expm1(-m.rates[kind, READS] * (active - since)) if since < active else 0.0
-        content = content_now(m, page, now)
-        if content != s.old[page]:
-            remember(s, page, content)
-            s.kind[page] = MODIFIED
-        elif was_rewritten(m, page, since, active):
-            s.kind[page] = MODIFIED
-        else:
+            writes, loops = m.rates[kind, WRITES] > 0.0, m.rates[kind, PERIOD] > 0.0
             if chance > 0.0 and not has_drawn:
                 draw_uses(m, s, page // BLOCK, active)
                 has_drawn = True
-            used = before == AWAY or (chance > 0.0 and uniform(s.draws[page % BLOCK]) < chance)
-            used = used or passed_by_loop(m, page, since, active)
-            s.kind[page] = USED if used else unused_for_longer(s, before)
-            if is_turn_of(s, page, scan):
+        content = content_now(m, page, now) if writes else content_of(m, page)
+        if content != s.old[page]:
+            remember(s, page, content)
+            s.kind[page] = MODIFIED
+        elif writes and was_rewritten(m, page, since, active):
+            s.kind[page] = MODIFIED
+        else:
+            used = (before == AWAY) | (chance > 0.0 and uniform(s.draws[page % BLOCK]) < chance)
+            used = used or (loops and passed_by_loop(m, page, since, active))
+            s.kind[page] = USED if used else min(max(before + 1, UNUSED), oldest)
+            if s.turn[page] == turn:
                 look_at_page(m, e, page, scan, now)
                 continue
             summed += 1
-        visited += 1
-    spend(e, W_VISIT, visited)
+        classed += 1
+    s.n[VISITED] += visited
+    spend(e, W_VISIT, classed)
     spend(e, W_CHECKSUM, summed)
 
 
@@ -370,12 +362,13 @@ def shrink_pages(
 
     Returns PAUSED or NO_ROOM (to be called again), and how many pages it has done.
     """
+    turn = scan % s.n[PASSES]
     done = 0
     while done < pages and e.n[SPENT_PS] < most_ps:
-        if not has_room(m, ROOM):
-            return NO_ROOM, done
         page = first + done
-        if m.place[page] & PRESENT and s.kind[page] != MODIFIED and is_turn_of(s, page, scan):
+        if s.turn[page] == turn and m.place[page] & PRESENT and s.kind[page] != MODIFIED:
+            if not has_room(m, ROOM):
+                return NO_ROOM, done
             shrink(m, e, s, page, now)
         done += 1
     return PAUSED, done
