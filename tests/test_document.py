@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationInfo, model_validator
 
-from sim.document import MAX_BYTES, Document, by_key, dump, read
+from sim.document import MAX_BYTES, MAX_MISTAKES, MAX_VALUES, Document, by_key, dump, read
 from sim.errors import At, Several, UserError
 from sim.units import GIB, SECOND, Block, Bytes, Duration, Share
 
@@ -382,3 +382,20 @@ def test_the_schema_of_a_union_by_key_offers_each_member() -> None:
     image = Question.model_json_schema()["$defs"]["Vm"]["properties"]["image"]
 
     assert image["oneOf"] == [{"$ref": "#/$defs/Captured"}, {"$ref": "#/$defs/Synthetic"}]
+
+
+def test_of_very_many_mistakes_the_first_are_told_and_the_others_counted(tmp_path: Path) -> None:
+    more = "".join(f"key{number}: 1\n" for number in range(MAX_MISTAKES + 50))
+
+    with pytest.raises(UserError) as caught:
+        read(written(tmp_path, GOOD + more)).check(Question)
+
+    assert len(caught.value.problems) == MAX_MISTAKES + 1
+    assert str(caught.value).endswith(": and 50 more mistakes")
+
+
+def test_more_nodes_than_a_scenario_can_hold_are_not_even_put_together(tmp_path: Path) -> None:
+    many = "a: [" + "1," * (3 * MAX_VALUES) + "]"
+
+    with pytest.raises(UserError, match=f"more than {MAX_VALUES} values"):
+        read(written(tmp_path, many))
