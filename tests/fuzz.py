@@ -23,8 +23,6 @@ INSTRUMENTED = [
 ]
 """Modules whose branches are followed. What numba compiles must not be among them."""
 
-SLOWED = 4.0
-"""By how much following the branches slows a program down, about."""
 TOLD_EVERY = 10_000
 """Inputs after which the account is printed; a program that is stopped has no time for it."""
 
@@ -80,7 +78,7 @@ class Finder:
 
 def main() -> None:
     """Let libFuzzer invent inputs until it is told to end."""
-    with NamedTemporaryFile("w", suffix=".dict") as dictionary, hostile.reader(SLOWED) as read:
+    with NamedTemporaryFile("w", suffix=".dict") as dictionary, hostile.reader() as read:
         dictionary.writelines(f"{json.dumps(word)}\n" for word in sorted(words()))
         dictionary.flush()
         find = Finder(read)

@@ -359,7 +359,8 @@ def test_new_refuses_names_that_are_no_file_names(name: str, world: World, tmp_p
 
 
 def test_new_says_why_a_file_cannot_be_written(world: World) -> None:
-    assert call("new", "missing/x").stderr == "missing/x.yaml: cannot be written: No such file or directory\n"
+    said = "missing/x.yaml: cannot be written: No such file or directory; choose another folder\n"
+    assert call("new", "missing/x").stderr == said
 
 
 def in_a_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
