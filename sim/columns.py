@@ -95,6 +95,7 @@ KSM_SETTINGS: tuple[Column, ...] = (
 
 VMSTAT_COUNTERS: tuple[Column, ...] = (
     _vmstat("thp_split_page", "count", "huge pages split, since the start"),
+    _vmstat("thp_deferred_split_page", "count", "huge pages given back in part, to be split later, since the start"),
     _vmstat("thp_fault_alloc", "count", "huge pages allocated by a page fault, since the start"),
     _vmstat("thp_fault_fallback", "count", "page faults that found no 2 MiB free for a huge page, since the start"),
     _vmstat("thp_collapse_alloc", "count", "huge pages allocated by khugepaged, since the start"),
@@ -166,6 +167,7 @@ SAMPLES: tuple[Column, ...] = (
     _memory("mem_writeback_bytes", "frames whose pages are on their way to swap"),
     *ESX_COUNTERS,
     *SMALL_PAGES_COUNTERS,
+    _memory("mem_deferred_bytes", "parts of huge pages that guests gave back, free once the huge page is split"),
     _memory("mem_reserved_bytes", "huge pages set aside in hugetlbfs that no guest uses"),
     _memory("mem_used_bytes", "private + shared + metadata + reserved + pool + writeback"),
     _memory("mem_free_bytes", "total - used"),

@@ -7,6 +7,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -173,6 +174,16 @@ def read(path: str | Path) -> Document:
     return Document(source, data, builder.places)
 
 
+@contextmanager
+def blamed(option: str, *assignments: str) -> Iterator[None]:
+    """Blame the option by which values were given, and not `--set`, for what is wrong with them."""
+    known = {f"--set {assignment}": f"{option} {assignment}" for assignment in assignments}
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*(replace(each, file=known.get(each.file, each.file)) for each in error.problems)) from None
+
+
 def dump(data: object) -> str:
     """Write plain data as YAML text that `read` gives back unchanged, keys in their order and no aliases."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
@@ -318,6 +329,9 @@ def _load(path: Path) -> str:
         close = nearest(path.stem, siblings)
         remedy = f"did you mean {siblings[close]}?" if close else "check the path"
         raise UserError(Problem(file=str(path), message="no such file", remedy=remedy)) from None
+    except IsADirectoryError:
+        remedy = "name a file in it; overcommit check takes folders"
+        raise UserError(Problem(file=str(path), message="is a folder", remedy=remedy)) from None
     except OSError as error:
         raise UserError(Problem(file=str(path), message=f"cannot be read: {error.strerror}")) from None
     if len(raw) > MAX_BYTES:

@@ -57,7 +57,7 @@ Column = Sequence[str] | np.ndarray[Any, np.dtype[Any]]
 _FRESH: Final = -1
 _NOTHING: Final = -1
 """Before the start: time up to which nothing is done."""
-_OTHER_USES: Final = ("metadata", "reserved", "pool", "writeback")
+_OTHER_USES: Final = ("metadata", "deferred", "reserved", "pool", "writeback")
 _AVERAGES: Final = tuple(f"psi_{kind}_avg{window}" for kind in ("some", "full") for window in (10, 60, 300))
 
 

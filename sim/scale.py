@@ -464,7 +464,8 @@ def _used_pages(summary: Mapping[str, Any], scale: int) -> float:
 # --- what is larger --------------------------------------------------------------------------------------------------
 
 _COUNTS: Final = {
-    "stable_node_chains", "stable_node_dups", "thp_split_page", "thp_fault_alloc", "thp_fault_fallback",
+    "stable_node_chains", "stable_node_dups", "thp_split_page", "thp_deferred_split_page", "thp_fault_alloc",
+    "thp_fault_fallback",
     "thp_collapse_alloc", "thp_swpout", "cow_ksm", "pgmajfault", "ksm_rmap_items", "cow_breaks",
 }  # fmt: skip
 """Counts that grow with the number of pages, besides what is in pages and in bytes."""

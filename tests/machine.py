@@ -111,9 +111,10 @@ class Machine:
         self, *, max_page_sharing: int = 256, smart_scan: bool = True, use_zero_pages: bool = False,
         checksum_first: bool = True, prune_millisecs: int = 2000, pages: int = 16 * BLOCK, guests: int = 12,
         contents: int = 16384, due: int = 64, thp: bool = False, split_frees_zero: bool = True,
+        splits_later: bool = False,
     ) -> None:  # fmt: skip
         self.m = empty_memory(pages=pages, guests=guests, frames=1 << 40, due=due)
-        self.m.counts[memory.SPLIT_FREES_ZERO] = split_frees_zero
+        self.m.counts[[memory.SPLIT_FREES_ZERO, memory.SPLITS_LATER]] = split_frees_zero, splits_later
         self.thp = thp
         self.k = idle_ksm(self.m, contents=contents)
         self.k.n[ksmd.MAX_PAGE_SHARING] = max_page_sharing
@@ -164,9 +165,9 @@ class Machine:
         ksmd.note_writes(self.m, self.k, self.first(guest), np.array([page]))
         assert memory.write_page(self.m, self.first(guest) + page, content) == memory.OK
 
-    def unmap(self, guest: int, page: int) -> None:
-        """Discard a page."""
-        ksmd.unmap_pages(self.m, self.k, self.first(guest) + page, 1)
+    def unmap(self, guest: int, page: int, pages: int = 1) -> None:
+        """Discard a page, or several from it on."""
+        ksmd.unmap_pages(self.m, self.k, self.first(guest) + page, pages)
 
     def collapse(self, guest: int, max_ptes_none: int, max_ptes_shared: int) -> None:
         """khugepaged goes through the guest."""
@@ -297,7 +298,7 @@ def counters_of(row: memory.Int64) -> dict[str, int]:
     ksm, counts = row[ksmd.SNAPSHOT :], row[ksmd.SNAPSHOT + ksmd.COUNTERS :]
     found = {name: int(ksm[index]) for name, index in KSM_COUNTERS.items()}
     found |= {name: int(counts[index]) for name, index in MEMORY_COUNTS.items()}
-    found["frames"] = int(counts[memory.PRIVATE] + counts[memory.FRAMES])
+    found["frames"] = int(counts[[memory.PRIVATE, memory.FRAMES, memory.DEFERRED]].sum())
     in_trees = found["pages_shared"] + found["pages_sharing"] + found["pages_unshared"]
     found["pages_volatile"] = max(0, found["items"] - in_trees)
     return found

@@ -262,9 +262,14 @@ def recount(room: Room, running: list[int]) -> None:
 
     huge = m.block[:, memory.HUGE] != 0
     assert np.all(own.reshape(-1, BLOCK)[huge])
+    torn = m.block[:, memory.IN_USE] > 0
+    kept = np.where(torn, BLOCK - m.block[:, memory.IN_USE], 0)
+    assert not np.any(huge & torn)
+    assert np.all(m.block[torn, memory.IN_USE] < BLOCK)
     slots = np.count_nonzero(swapped & ~shared) + len(waits) + np.count_nonzero(slot)
     counted = {
         memory.PRIVATE: np.count_nonzero(own),
+        memory.DEFERRED: kept.sum(),
         memory.FRAMES: len(alive),
         memory.TOUCHED: np.count_nonzero(present),
         memory.SHARERS: np.count_nonzero(present & shared),
@@ -299,7 +304,7 @@ def check_lists(room: Room, running: list[int], own: Any, maps: Mapping[int, int
     for guest in running:
         pages = room.pages_of(guest)
         owned = [frame for frame in maps if m.frame_lru[frame, memory.OWNER] == guest]
-        assert m.guest[guest, memory.CHARGED] == np.count_nonzero(own[pages]) + len(owned)
+        assert m.guest[guest, memory.CHARGED] == np.count_nonzero(own[pages]) + kept_by(m, pages) + len(owned)
         expected = {page + 1 for page in range(pages.start, pages.stop) if own[page] and not in_tail(m, page)}
         assert set(on_lists(m, guest)) == expected | {
             -(frame + 1) for frame in owned if not (stays(m, frame) or frame in pins)
@@ -310,6 +315,16 @@ def check_lists(room: Room, running: list[int], own: Any, maps: Mapping[int, int
         ring = on_ring(m, frame)
         assert len(ring) == mappers
         assert all(m.held[page] == frame and present[page] and shared[page] for page in ring)
+
+
+def kept_by(m: memory.Memory, pages: slice) -> int:
+    """Frames of huge pages that nobody maps, for others of the same huge page are in use: as many as there are bits."""
+    blocks = m.block[pages.start // BLOCK : pages.stop // BLOCK]
+    torn = blocks[blocks[:, memory.IN_USE] > 0]
+    assert not blocks[blocks[:, memory.IN_USE] == 0, memory.GIVEN_BACK :].any()
+    kept = int(np.bitwise_count(torn[:, memory.GIVEN_BACK :].view(np.uint64)).sum())
+    assert kept == int((BLOCK - torn[:, memory.IN_USE]).sum())
+    return kept
 
 
 def check_writes(scanner: Scanner) -> None:
@@ -339,7 +354,7 @@ def check_pool(m: memory.Memory, alone: Any, waits: list[int]) -> None:
 
 def free_frames(m: memory.Memory) -> int:
     """Frames that nothing uses, counted anew."""
-    used = [memory.PRIVATE, memory.FRAMES, memory.RESERVED, memory.POOL, memory.WRITEBACK]
+    used = [memory.PRIVATE, memory.FRAMES, memory.RESERVED, memory.DEFERRED, memory.POOL, memory.WRITEBACK]
     metadata = -(-int(m.counts[memory.METADATA]) // PAGE_BYTES)
     return int(m.counts[memory.LIMIT] - m.counts[used].sum()) - metadata
 

@@ -150,7 +150,7 @@ def test_list_names_everything_that_a_scenario_can_name() -> None:
         (["explain", "small.yaml", "--set", "duration=5m"], 'did you mean "5ms" or "5min"?'),
         (["new", "small"], "small.yaml exists already; choose another name"),
         (["new", "my scenario"], "cannot be a scenario's name"),
-        (["validate", "."], ".: cannot be read: Is a directory"),
+        (["validate", "."], ".: is a folder; name a file in it; overcommit check takes folders"),
     ],
 )
 def test_a_slip_on_the_command_line_is_answered_with_what_to_do(arguments: list[str], said: str, small: Path) -> None:

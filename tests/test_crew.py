@@ -121,21 +121,23 @@ def test_workers_killed_at_any_moment_change_no_bit() -> None:
     killed: list[int] = []
 
     def kill() -> None:
-        victim = multiprocessing.active_children()[len(killed) % 2].pid or 0
+        pids = [child.pid or 0 for child in multiprocessing.active_children()]
+        victim = next(pid for pid in pids if pid not in killed)  # while one is being replaced, the other is there
         os.kill(victim, signal.SIGKILL)
         killed.append(victim)
 
     with Crew(Hosts, jobs=2, window=2) as crew:
-        again, killers = [], []
+        again, killer = [], Timer(0, kill)
         for values, delay in zip(conversation(crew, parts), delays, strict=True):
             again.append(dict(sorted(values.items())))
             if len(again) in (1, 4, 7):
-                killers.append(Timer(delay, kill))
-                killers[-1].start()
-        for killer in killers:
-            killer.join()
+                if len(again) > 1:
+                    killer.join()
+                killer = Timer(delay, kill)
+                killer.start()
+        killer.join()
 
-    assert len(set(killed)) == 3
+    assert len(killed) == 3
     assert again == expected
 
 
@@ -418,6 +420,17 @@ def test_a_sweep_on_a_cluster_has_the_same_bits_though_a_worker_dies(two: Dask, 
         pd.testing.assert_frame_equal(one.samples, other.samples, check_exact=True)
 
 
+def test_a_check_on_a_cluster_finds_what_one_here_finds(two: Dask, tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(dump(SWEPT | {"sweep": {}, "replications": 2, "expect": ["oom_kills == 0", "pages_sharing < 0"]}))
+
+    here = sim.check([file], tmp_path / "here")
+    there = sim.check([file], tmp_path / "there", cluster=two.address)
+
+    assert here["state"].tolist() == ["met", "not met"]
+    pd.testing.assert_frame_equal(there, here, check_exact=True)
+
+
 def test_a_worker_without_the_files_of_a_point_says_so(tmp_path: Path) -> None:
     image = tmp_path / "guest.npz"
     np.savez(image, content=np.ones((1, 4), np.uint32), time_s=np.zeros(1))
@@ -443,10 +456,13 @@ def test_the_command_says_why_a_cluster_cannot_be_used(tmp_path: Path, monkeypat
 
     nowhere = CliRunner().invoke(main, ["sweep", "small.yaml", "--cluster", "127.0.0.1:1"])
     both = CliRunner().invoke(main, ["sweep", "small.yaml", "--cluster", "127.0.0.1:1", "--jobs", "2"])
+    Path("expects.yaml").write_text(dump(SWEPT | {"expect": ["oom_kills == 0"]}))
+    checked = CliRunner().invoke(main, ["check", "expects.yaml", "--cluster", "127.0.0.1:1"])
 
-    assert (nowhere.exit_code, both.exit_code) == (2, 2)
+    assert (nowhere.exit_code, both.exit_code, checked.exit_code) == (2, 2, 2)
     assert "on the cluster at 127.0.0.1:1" in nowhere.stderr
-    assert "--cluster 127.0.0.1:1: no Dask scheduler can be reached there" in nowhere.stderr
+    for each in (nowhere, checked):
+        assert "--cluster 127.0.0.1:1: no Dask scheduler can be reached there" in each.stderr
     assert "leave one of them out" in both.stderr
 
 

@@ -235,7 +235,7 @@ def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_a_scenario(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="is a folder; name a file in it"):
         read(tmp_path)
 
 

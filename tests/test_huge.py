@@ -164,6 +164,80 @@ def test_a_fork_maps_huge_pages_page_by_page():
     assert one.counters()["frames"] == BLOCK + 1
 
 
+# --- huge pages given back in part, as measured on Linux 6.18.44 ----------------------------------------------------
+
+
+def given_back_in_part() -> tuple[machine.Machine, int]:
+    """A host with a guest of 32 huge pages, of which 16 have lost their first half and one a single page."""
+    one = host(pages=40 * BLOCK, contents=1 << 16, splits_later=True)
+    guest = one.start(unique(32 * BLOCK))
+    for block in range(16):
+        one.unmap(guest, block * BLOCK, BLOCK // 2)
+    one.unmap(guest, 16 * BLOCK + 7)
+    return one, guest
+
+
+def frames_and_splits(one: machine.Machine) -> tuple[int, int, int]:
+    """Frames in use, huge pages whose split is put off, and huge pages that were split."""
+    counted = one.counters()
+    return counted["frames"], int(one.m.counts[memory.THP_DEFERRED_SPLIT]), counted["thp_split_page"]
+
+
+def test_a_huge_page_given_back_in_part_keeps_all_its_memory():
+    one, guest = given_back_in_part()
+
+    assert frames_and_splits(one) == (32 * BLOCK, 17, 0)
+    assert one.counters()["huge_pages"] == 15
+    assert one.read(guest)[: BLOCK // 2 + 1] == [None] * (BLOCK // 2) + [100 + BLOCK // 2]
+
+
+def test_a_huge_page_given_back_whole_is_free_at_once_in_one_go_or_two():
+    one, guest = given_back_in_part()
+    one.unmap(guest, 20 * BLOCK, BLOCK)
+    assert frames_and_splits(one) == (31 * BLOCK, 17, 0)
+
+    one.unmap(guest, BLOCK // 2, BLOCK // 2)
+    assert frames_and_splits(one) == (30 * BLOCK, 17, 0)
+
+
+def test_what_was_given_back_is_touched_anew_in_a_small_page():
+    one, guest = given_back_in_part()
+    one.write(guest, 5, X)
+    assert frames_and_splits(one) == (32 * BLOCK + 1, 17, 0)
+
+    one.unmap(guest, 5)
+    assert frames_and_splits(one) == (32 * BLOCK, 17, 0)
+
+
+def test_shortage_splits_what_is_given_back_in_part():
+    one, guest = given_back_in_part()
+    one.m.counts[memory.LIMIT] = 32 * BLOCK
+    one.write(guest, 5, X)
+
+    assert frames_and_splits(one) == (32 * BLOCK - 16 * BLOCK // 2, 17, 17)
+    assert one.read(guest)[4:7] == [None, X, None]
+
+
+def test_a_merge_and_a_collapse_end_what_was_put_off():
+    one, guest = given_back_in_part()
+    one.start([60_000 + page for page in range(BLOCK - 1)] + [100 + BLOCK - 1])
+    one.scan(2)
+    assert frames_and_splits(one)[2] == 2  # the one in which an equal page was, and that page's own
+    assert one.counters()["frames"] == 33 * BLOCK - BLOCK // 2 - 1
+
+    one.collapse(guest, BLOCK - 1, BLOCK)
+    assert one.counters()["huge_pages"] == 32
+    assert not one.m.block[:, memory.IN_USE].any()
+
+
+def test_before_4_5_what_is_given_back_is_free_at_once():
+    one = host()
+    guest = one.start(unique(BLOCK))
+    one.unmap(guest, 0)
+
+    assert frames_and_splits(one) == (BLOCK - 1, 0, 0)
+
+
 # --- khugepaged ------------------------------------------------------------------------------------------------------
 
 

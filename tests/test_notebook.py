@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 import pytest
@@ -18,7 +20,9 @@ MOST_BYTES = 300_000
 def executed(file: Path) -> Any:
     """A notebook with fresh outputs. Raises nbclient's error when a cell fails."""
     notebook = nbformat.read(file, as_version=4)
-    NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}, timeout=300).execute()
+    with patch.dict(os.environ):
+        os.environ.pop("MPLBACKEND", None)  # where it is set, notebooks have no pictures
+        NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}, timeout=300).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, which change at every execution
     return notebook

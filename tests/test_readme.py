@@ -77,6 +77,7 @@ KERNEL_CHANGES = {
     ("advisor", True): "`advisor_mode: scan-time`",
     ("exact_sleep", True): "sleeps of a second and more no longer end at whole seconds",
     ("checksum_first", True): "the checksum comes before the search: nothing merges at its first visit",
+    ("deferred_split", True): "a huge page that is given back in part is split only when memory is short",
     ("huge_pages", True): "transparent huge pages, split when one of their pages merges",
     ("split_frees_zero", True): "splitting a huge page unmaps its pages full of zeros",
 }

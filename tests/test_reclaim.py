@@ -204,6 +204,25 @@ def free(host):
     return host.scanner.usage()[0] // 4096
 
 
+@pytest.mark.parametrize("limited", [True, False])
+def test_huge_pages_given_back_in_part_are_split_before_anything_is_swapped(limited):
+    # 8 huge pages, half of each given back, and then 1,000 pages more than fit: by the guest's limit or the host's end.
+    host = Squeezed(frames=40 * BLOCK if limited else 8 * BLOCK + 100, thp=True)
+    number = host.start([9] * 8 * BLOCK, limit=8 * BLOCK + 100 if limited else None)
+    for block in range(8):
+        host.discard(number, block * BLOCK, BLOCK // 2)
+    assert host.counts["mem_private_bytes"] == host.counts["mem_deferred_bytes"] == 4 * BLOCK * 4096
+
+    other = number if limited else host.start([0] * 2 * BLOCK)
+    host.write(other, 0, [8] * (BLOCK // 2))
+    host.write(other, BLOCK, [8] * (BLOCK // 2))
+
+    assert host.counts["thp_deferred_split_page"] == 8
+    assert 1 <= host.counts["thp_split_page"] <= 8
+    assert host.counts["pswpout"] == 0
+    host.check()
+
+
 def test_kswapd_wakes_below_the_low_watermark_and_sleeps_at_the_high_one():
     host = Squeezed(frames=2000, watermarks=(20, 100, 300), slots=5000)
     number = host.start([9] * 1895)

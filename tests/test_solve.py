@@ -163,6 +163,8 @@ def test_the_cheapest_point_of_a_sweep_that_keeps_every_expectation(file: Path) 
         (["--minimise", "oom_kils"], "did you mean oom_kills"),
         (["--minimise", "oom_kills"], "has nothing to search"),
         (["--vary", "vms.web.count"], "must be PATH=LOW..HIGH"),
+        (["--vary", "vms.web.cuont=1..4"], "--vary vms.web.cuont=1"),
+        (["--vary", "vms.web.count=1..4", "--set", "durtion=1s"], "--set durtion=1s"),
         (["--vary", "vms.web.count=5"], "must be a range"),
         (["--vary", "vms.web.coutn=1..5"], "did you mean count"),
         (["--vary", "vms.web.count=0..5"], "must be at least 1"),

@@ -191,14 +191,19 @@ def children(pid: int) -> list[int]:
 def kill_often(folder: Path, kills: int, points: int, seed: int = 1) -> Counter[str]:
     """Kill a sweep or one of its workers at so many random moments, and go on each time; return what happened.
 
-    Whenever a sweep comes to its end, its bits are compared and another begins.
+    One moment in five is drawn from all the time that a sweep takes, which is mostly start; the others from its end,
+    in which points are computed and published. Whenever a sweep comes to its end, its bits are compared and another
+    begins.
     """
     dice = random.Random(seed)
     scenario = asked(points)
     inline(scenario, folder / "reference", {})
     expected = bits(folder / "reference")
     began = time.monotonic()
-    finish(scenario, folder / "undisturbed")
+    sweep = start(scenario, folder / "undisturbed")
+    wait_for_results(sweep, folder / "undisturbed")
+    started = time.monotonic() - began
+    assert sweep.wait(600) == 0
     took = time.monotonic() - began
     told: Counter[str] = Counter()
     while told["main killed"] + told["worker killed"] < kills:
@@ -206,7 +211,8 @@ def kill_often(folder: Path, kills: int, points: int, seed: int = 1) -> Counter[
         out = folder / f"out-{told['sweeps']}"
         seen: dict[Path, int] = {}
         while not whole(out, points) and told["main killed"] + told["worker killed"] < kills:
-            kill_once(scenario, out, dice, told, took)
+            at_work = dice.random() < 0.8
+            kill_once(scenario, out, told, dice, took - started if at_work else took, at_work)
             print(dict(told), flush=True)
             for mark in out.glob("tiny/[!.]*/_SUCCESS"):
                 assert sim.load(mark.parent).summary
@@ -228,10 +234,24 @@ def finish(scenario: Scenario, out: Path) -> None:
     assert start(scenario, out).wait(600) == 0
 
 
-def kill_once(scenario: Scenario, out: Path, dice: random.Random, told: Counter[str], longest: float) -> None:
-    """Start a sweep and kill it, or a worker, at a random moment; leave no process behind."""
+def wait_for_results(sweep: subprocess.Popen[bytes], out: Path) -> None:
+    """Wait until a sweep begins to write a result, or ends."""
+    before = set(out.glob("tiny/*"))
+    while sweep.poll() is None and set(out.glob("tiny/*")) <= before:
+        time.sleep(0.001)
+
+
+def kill_once(
+    scenario: Scenario, out: Path, told: Counter[str], dice: random.Random, longest: float, at_work: bool
+) -> None:
+    """Start a sweep and kill it, or a worker, at a random moment; leave no process behind.
+
+    The moment lies up to *longest* (s) after the start, or after the first result is begun if it is *at_work*.
+    """
     before = len(list(out.glob("tiny/[!.]*/_SUCCESS")))
     sweep = start(scenario, out)
+    if at_work:
+        wait_for_results(sweep, out)
     with suppress(subprocess.TimeoutExpired):
         sweep.wait(dice.uniform(0.0, longest))
     pids = [pid for pid in children(sweep.pid) if b"spawn_main" in command_of(pid)]

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from sim.cli.console import EXIT_UNMET, Console, as_json, table
-from sim.cli.options import jobs_option, out_option, refuse_unwritable, scenario_files, shard, talks
+from sim.cli.options import (
+    cluster_option,
+    jobs_option,
+    out_option,
+    refuse_both,
+    refuse_unwritable,
+    scenario_files,
+    shard,
+    talks,
+)
 from sim.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @jobs_option
+@cluster_option
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit XML for a CI server.")
 @click.option("--github", is_flag=True, help="Print workflow commands, which GitHub shows beside the lines.")
 @click.option(
@@ -34,6 +44,7 @@ def check(
     console: Console,
     paths: Sequence[Path],
     jobs: int | None,
+    cluster: str | None,
     junit: Path | None,
     github: bool,
     baseline: Path | None,
@@ -50,6 +61,7 @@ def check(
     from sim.results import junit as xml
     from sim.study import checks
 
+    refuse_both(jobs, cluster)
     if update and not baseline:
         raise UserError("--update writes a baseline; say where with --baseline DIR")
     files = checks.shard(dict.fromkeys(scenario_files(paths)), *shard)
@@ -58,7 +70,7 @@ def check(
     console.kept_so_far = "the runs that are done are kept; the same command goes on from there"
     compared = checks.Baseline(baseline, update) if baseline else None
     with console.progress("check") as progress:
-        found = checks.check_all(files, out, jobs, compared, progress)
+        found = checks.check_all(files, out, jobs, compared, progress, cluster)
     said = {finding: _finding_text(finding) for each in found for finding in each.findings}
     if junit:
         from sim.results.store import explained

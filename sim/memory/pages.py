@@ -57,17 +57,22 @@ WRITE_WAIT_NS, COPY_WAIT_NS, BIRTHS = range(63, 66)
 """The longest that a write to a page of its own has waited for memory, and that one which copied the page has."""
 STANDS_FOR, POOL_WHOLE = range(66, 68)
 """How many pages each page stands for, and the frames of compressed pages if each were one."""
-COUNTS = 68
+SPLITS_LATER, THP_DEFERRED_SPLIT, LATE_SPLITS, DEFERRED = range(68, 72)
+"""Whether a huge page that is given back in part is split only when memory is short, how many were given back in part,
+how many of them shortage has split since, which are in THP_SPLIT too, and the frames that a split would free."""
+COUNTS = 72
 
 # Columns of Memory.block, .frame, .guest, .writes and .due.
-DIRTY, GUEST, LOOKED, HUGE, ADJACENT, TEMPER = range(6)
-BLOCK_COLUMNS = 6
+DIRTY, GUEST, LOOKED, HUGE, ADJACENT, TEMPER, IN_USE, GIVEN_BACK = range(8)
+WORD = 64
+"""Bits of a column of `Memory.block` from GIVEN_BACK on."""
+BLOCK_COLUMNS = GIVEN_BACK + BLOCK // WORD
 CONTENT, MAPS, KIND, BORN = range(4)
 FRAME_COLUMNS = 4
 FIRST, PAGES, KEY, SINCE, ACTIVE, COPIES, THP = range(7)
 CHARGED, CHARGE_LIMIT, OUT, AGE, STALLED, VCPUS, LAST_READ, WINDOW, HITS = range(7, 16)
-INACTIVE, STAYS, ZEROS = 16, 22, 23
-GUEST_COLUMNS = 24
+INACTIVE, STAYS, ZEROS, TORN = 16, 22, 23, 24
+GUEST_COLUMNS = 25
 HEAD, TAIL, SIZE = range(3)
 """Columns of a list in `Memory.guest`: the inactive one from INACTIVE on, then the active one."""
 LIST_COLUMNS = 3
@@ -123,7 +128,9 @@ class Memory(NamedTuple):
     block: Int64  # (blocks, BLOCK_COLUMNS) DIRTY changed since the scanner last summed it up, GUEST number,
     #               LOOKED activity time (ns) up to which random writes are in the contents, HUGE 1 while its pages are
     #               one huge page: all private, in one 2 MiB frame, ADJACENT 1 where its frames came as one, TEMPER
-    #               as judged: only ANY and REPEATED ones are split for a merge, and ANY and HOT ones made huge
+    #               as judged: only ANY and REPEATED ones are split for a merge, and ANY and HOT ones made huge; IN_USE
+    #               pages that still map a huge page of which a part is given back, 0 for no such one, and from
+    #               GIVEN_BACK on a bit for each page, set where its part of that huge page is nobody's
     frame: Int32  # (shared frames, FRAME_COLUMNS) CONTENT, MAPS mappings (of an unused entry the next one), KIND,
     #              BORN how many frames were shared when this one was, which tells it from one with its entry before
     guest: Int64  # (guests, GUEST_COLUMNS) FIRST page, PAGES, KEY of its stream of writes, host time (ns) SINCE which
@@ -131,7 +138,8 @@ class Memory(NamedTuple):
     #               page faults ask for huge pages; CHARGED frames and CHARGE_LIMIT of its memory cgroup, OUT swapped
     #               pages, AGE evictions and activations so far, STALLED ns, VCPUS, LAST_READ page from swap, WINDOW and
     #               HITS of readahead; the two lists; STAYS 1 if its pages are never reclaimed; ZEROS
-    #               what stands for the content 0 where its pages are looked up (see `name_of`)
+    #               what stands for the content 0 where its pages are looked up (see `name_of`), TORN huge pages of
+    #               which a part is given back
     level: Float64  # (guests,) activity time per host time
     rates: Float64  # (classes, ACCESS_COLUMNS) WRITES and READS per ns of activity time and page; PERIOD (ns of
     #                 activity time) of a loop that reads LOOP_PAGES pages from LOOP_FIRST of the guest, one after the
@@ -167,7 +175,7 @@ def frames_free(m: Memory) -> int:
     """Frames that nothing uses."""
     counts = m.counts
     used = counts[PRIVATE] + counts[FRAMES] + counts[RESERVED] + (counts[METADATA] + PAGE_BYTES - 1) // PAGE_BYTES
-    return int(counts[LIMIT] - used - counts[POOL] - counts[WRITEBACK])
+    return int(counts[LIMIT] - used - counts[DEFERRED] - counts[POOL] - counts[WRITEBACK])
 
 
 @inlined
@@ -387,9 +395,91 @@ def own_frame(m: Memory, page: int) -> None:
         put(m, m.block[page // BLOCK, GUEST], page + 1, False)
 
 
+# --- huge pages of which a part is given back -------------------------------------------------------------------------
+
+
+@inlined
+def is_large(m: Memory, block: int) -> bool:
+    """Whether a huge page lies behind the block, mapped as one or page by page since a part of it was given back."""
+    return bool(m.block[block, HUGE] or m.block[block, IN_USE])
+
+
+@inlined
+def in_torn_page(m: Memory, page: int) -> bool:
+    """Whether the page maps its part of a huge page of which other parts are given back."""
+    if m.block[page // BLOCK, IN_USE] == 0:
+        return False
+    word = m.block[page // BLOCK, GIVEN_BACK + page % BLOCK // WORD]
+    return bool((word >> np.int64(page % WORD)) & 1 == 0)
+
+
+@compiled
+def end_torn(m: Memory, block: int) -> None:
+    """Free the parts of a huge page that are given back: those in use are ordinary pages from now on."""
+    guest, kept = m.block[block, GUEST], BLOCK - m.block[block, IN_USE]
+    m.block[block, IN_USE:] = 0
+    m.guest[guest, TORN] -= 1
+    m.counts[DEFERRED] -= kept
+    if m.counts[LRU]:
+        charge(m, guest, -kept)
+
+
+@compiled
+def leave_torn(m: Memory, page: int) -> None:
+    """Give a page's part of a huge page back: its frame is free only with all others, or by a split."""
+    block, column = page // BLOCK, GIVEN_BACK + page % BLOCK // WORD
+    m.block[block, column] |= np.int64(1) << np.int64(page % WORD)
+    m.block[block, IN_USE] -= 1
+    m.counts[DEFERRED] += 1
+    if m.block[block, IN_USE] == 0:
+        end_torn(m, block)
+
+
+@compiled
+def tear(m: Memory, block: int) -> None:
+    """Let a huge page be mapped page by page: what is given back of it from now on stays with it."""
+    part_huge(m, block)
+    m.block[block, IN_USE] = BLOCK
+    m.guest[m.block[block, GUEST], TORN] += 1
+
+
+@compiled
+def split_torn(m: Memory, guest: int) -> int:
+    """Split all huge pages of a guest of which parts are given back. Returns how many.
+
+    The kernel also unmaps those of their other pages that are full of zeros.
+    """
+    if m.guest[guest, TORN] == 0:
+        return 0
+    split = 0
+    first = m.guest[guest, FIRST] // BLOCK
+    for block in range(first, first + m.guest[guest, PAGES] // BLOCK):
+        if m.block[block, IN_USE]:
+            end_torn(m, block)
+            split += 1
+    m.counts[THP_SPLIT] += split
+    m.counts[LATE_SPLITS] += split
+    return split
+
+
+@compiled
+def find_frames(m: Memory, frames: int) -> bool:
+    """Whether so many frames are free, once huge pages given back in part are split if they must be."""
+    guest = 0
+    while frames_free(m) < frames and guest < m.guest.shape[0]:
+        split_torn(m, guest)
+        guest += 1
+    return frames_free(m) >= frames
+
+
+# --- frames of pages --------------------------------------------------------------------------------------------------
+
+
 @compiled
 def share_own_frame(m: Memory, page: int, content: int, kind: int, now: int) -> int:
     """Make the page's own frame a shared one that it maps; there is room. Returns the frame's number."""
+    if in_torn_page(m, page):
+        end_torn(m, page // BLOCK)
     frame = new_frame(m, content, kind)
     m.counts[PRIVATE] -= 1
     drop_slot(m, page)
@@ -422,11 +512,14 @@ def leave_frame(m: Memory, page: int) -> None:
             else:
                 m.counts[DEATHS] += 1
     else:
-        m.counts[PRIVATE] -= 1
         drop_slot(m, page)
         if m.counts[LRU]:
-            charge(m, m.block[page // BLOCK, GUEST], -1)
             take(m, m.block[page // BLOCK, GUEST], page + 1)
+        m.counts[PRIVATE] -= 1
+        if in_torn_page(m, page):
+            leave_torn(m, page)
+        elif m.counts[LRU]:
+            charge(m, m.block[page // BLOCK, GUEST], -1)
     m.place[page] &= ~(SHARED | ZERO)
 
 
@@ -501,14 +594,17 @@ def part_huge(m: Memory, block: int) -> None:
 
 @compiled
 def split_huge(m: Memory, block: int, now: int) -> None:
-    """Split a huge page (see `part_huge`); since Linux 6.12 pages full of zeros are then unmapped."""
-    part_huge(m, block)
+    """Split a huge page, whole or given back in part; since Linux 6.12 pages full of zeros are then unmapped."""
+    if m.block[block, HUGE]:
+        tear(m, block)
     m.counts[THP_SPLIT] += 1
     if m.counts[SPLIT_FREES_ZERO]:
         look(m, block, now)
         for page in range(block * BLOCK, block * BLOCK + BLOCK):
-            if m.held[page] == 0:
+            if in_torn_page(m, page) and m.held[page] == 0:
                 drop_page(m, page)
+    if m.block[block, IN_USE]:
+        end_torn(m, block)
 
 
 @compiled
@@ -520,14 +616,14 @@ def write_page(m: Memory, page: int, content: int) -> int:
     place = m.place[page]
     if not place & PRESENT:
         if not fault_huge(m, page // BLOCK):
-            if frames_free(m) < 1:
+            if not find_frames(m, 1):
                 return NO_FRAME
             m.place[page] = place | PRESENT
             m.counts[TOUCHED] += 1
             own_frame(m, page)
     elif place & (SHARED | ZERO):
         if copies_on_write(m, page):
-            if frames_free(m) < 1:
+            if not find_frames(m, 1):
                 return NO_FRAME
             m.guest[m.block[page // BLOCK, GUEST], COPIES] += 1
             if place & SHARED and m.frame[m.held[page], KIND] == KSM:
@@ -545,11 +641,14 @@ def write_page(m: Memory, page: int, content: int) -> int:
 
 @compiled
 def drop_page(m: Memory, page: int) -> None:
-    """Unmap one page (exit, discard): its frame is free if nobody else maps it, and a huge page it was in is none."""
-    place = m.place[page]
+    """Unmap one page (exit, discard): its frame is free if it is no part of a huge page, and nobody else maps it."""
+    place, block = m.place[page], page // BLOCK
     if place & PRESENT:
-        if m.block[page // BLOCK, HUGE]:
-            part_huge(m, page // BLOCK)
+        if m.block[block, HUGE] and m.counts[SPLITS_LATER]:
+            tear(m, block)
+            m.counts[THP_DEFERRED_SPLIT] += 1
+        elif m.block[block, HUGE]:
+            part_huge(m, block)
         leave_frame(m, page)
         m.counts[TOUCHED] -= 1
         m.place[page] &= ~PRESENT
@@ -560,8 +659,10 @@ def drop_page(m: Memory, page: int) -> None:
 
 @compiled
 def drop_pages(m: Memory, first: int, pages: int) -> None:
-    """Unmap a range of pages."""
+    """Unmap a range of pages; a huge page that is all in it is free at once."""
     for page in range(first, first + pages):
+        if page % BLOCK == 0 and page + BLOCK <= first + pages and m.block[page // BLOCK, HUGE]:
+            part_huge(m, page // BLOCK)
         drop_page(m, page)
 
 
@@ -575,7 +676,7 @@ def fill_pages(m: Memory, first: int, contents: Int32) -> int:
             continue
         page = first + i
         if not m.place[page] & PRESENT and not fault_huge(m, page // BLOCK):
-            if frames_free(m) < 1:
+            if not find_frames(m, 1):
                 return i
             m.place[page] |= PRESENT
             counts[TOUCHED] += 1

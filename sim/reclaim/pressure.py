@@ -28,6 +28,7 @@ from sim.memory.pages import (
     CONTENT,
     COPIES,
     COPY_WAIT_NS,
+    DEFERRED,
     DIRECT_PS,
     DUE,
     DUE_COUNT,
@@ -125,6 +126,7 @@ from sim.memory.pages import (
     copies_on_write,
     drawn,
     due_in_time,
+    find_frames,
     forget_due,
     frames_free,
     fresh_content,
@@ -140,6 +142,7 @@ from sim.memory.pages import (
     put,
     set_bits,
     shuffled,
+    split_torn,
     swap_in_page,
     swap_out_frame,
     swap_out_page,
@@ -185,10 +188,12 @@ POOL_MOST, POOL_AGAIN, POOL_FULL, OLDEST, QUEUED, WRITTEN, SUBMIT_NS, ENDED, DRO
 PATCH_IN_NS = 37
 # ... how many pages each page stands for, and by that BATCH and MOST_AT_ONCE, ...
 SCALE, CLUSTER, STEP = range(38, 41)
+# ... CPU time (ns) of splitting a huge page, ...
+SPLIT_NS = 41
 # ... and the access under way: how long it waits, how much of that is pressure, who reclaims next; and the host time
 # (ns) up to which pressure is counted, and until which somebody is known to wait.
 WAIT, PRESSURE_NS, DIRECT_GUEST, COUNTED, SOME_UNTIL = range(23, 28)
-NUMBERS = 41
+NUMBERS = 42
 
 
 class Pressure(NamedTuple):
@@ -656,6 +661,19 @@ def reclaim_from_all(m: Memory, r: Pressure, wanted: int, now: int) -> int:
     return stolen
 
 
+@compiled
+def split_first(m: Memory, r: Pressure, first: int, guests: int, wanted: int) -> int:
+    """Split huge pages given back in part, of one of these guests after the other, before anything is swapped for them.
+
+    Returns frames that this freed: what is wanted, or more, or all there are.
+    """
+    before, guest = m.counts[DEFERRED], first
+    while guest < first + guests and before - m.counts[DEFERRED] < wanted:
+        r.n[WAIT] += split_torn(m, guest) * r.n[SPLIT_NS]
+        guest += 1
+    return int(before - m.counts[DEFERRED])
+
+
 @inlined
 def count_direct(m: Memory, r: Pressure, before: int, stolen: int, waited: int) -> None:
     """Book what a guest reclaimed itself: pages looked at since *before*, and its waiting since *waited*."""
@@ -670,14 +688,16 @@ def count_direct(m: Memory, r: Pressure, before: int, stolen: int, waited: int) 
 def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: int) -> bool:
     """Let a guest have so many frames more, in its limit and on the host. Returns whether it may."""
     if not m.counts[LRU]:
-        return bool(frames_free(m) >= frames)
+        return find_frames(m, frames)
     wanted = max(frames, r.n[CLUSTER])
     failures = 0
     while failures < tries and not within_limit(m, guest, frames):
         before, waited = r.n[ROUND_SCANNED], r.n[WAIT]
-        stolen = reclaim_from(m, r, guest, wanted, now + waited) if r.n[SWAPPINESS] > 0 and can_swap(m) else 0
+        freed, stolen = split_first(m, r, guest, 1, wanted), 0
+        if freed == 0 and r.n[SWAPPINESS] > 0 and can_swap(m):
+            stolen = reclaim_from(m, r, guest, wanted, now + waited)
         count_direct(m, r, before, stolen, waited)
-        failures += stolen == 0 or frames > 1
+        failures += freed == 0 and (stolen == 0 or frames > 1)
     if not within_limit(m, guest, frames):
         return False
     end_writes(m, r, now + r.n[WAIT])
@@ -692,7 +712,9 @@ def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: 
     failures = 0
     while failures < tries and frames_free(m) - frames < r.n[W_MIN]:
         before, waited = r.n[ROUND_SCANNED], r.n[WAIT]
-        stolen = reclaim_from_all(m, r, wanted, now + waited) if can_swap(m) else 0
+        freed, stolen = split_first(m, r, 0, m.guest.shape[0], wanted), 0
+        if freed == 0 and can_swap(m):
+            stolen = reclaim_from_all(m, r, wanted, now + waited)
         count_direct(m, r, before, stolen, waited)
         if r.n[BACK_COUNT] > 0 and frames_free(m) - frames < r.n[W_MIN]:
             waits = max(r.back[r.n[BACK_FIRST], 0] - now - r.n[WAIT], 0)
@@ -701,8 +723,8 @@ def make_room(m: Memory, r: Pressure, guest: int, frames: int, tries: int, now: 
             end_writes(m, r, now + r.n[WAIT])
             stolen += 1
         # What brings frames goes on for long, as reclaim does that nothing else can take the place of.
-        failures += stolen == 0 or frames > 1 or frames_free(m) < frames
-        if stolen:
+        failures += freed == 0 and (stolen == 0 or frames > 1 or frames_free(m) < frames)
+        if freed or stolen:
             r.n[FAILURES] = 0
     return bool(frames_free(m) >= frames)
 
@@ -728,14 +750,16 @@ def run_kswapd(m: Memory, r: Pressure) -> None:
         return
     before, n[WAIT] = n[WAIT], 0
     scanned = n[ROUND_SCANNED]
-    stolen = shrink_guest(m, r, n[AT_GUEST], n[PRIORITY], END_OF_TIME, n[STEP], now) if can_swap(m) else 0
+    freed, stolen = split_first(m, r, 0, m.guest.shape[0], n[W_HIGH] - free), 0
+    if freed == 0 and can_swap(m):
+        stolen = shrink_guest(m, r, n[AT_GUEST], n[PRIORITY], END_OF_TIME, n[STEP], now)
     m.counts[PGSCAN_KSWAPD] += n[ROUND_SCANNED] - scanned
     m.counts[PGSTEAL_KSWAPD] += stolen
     m.counts[KSWAPD_PS] += n[WAIT] * 1000
     n[GOES_ON] = now + n[WAIT] + 1
     n[WAIT] = before
-    n[ROUND_STOLEN] += stolen
-    n[AT_GUEST] += 1
+    n[ROUND_STOLEN] += freed + stolen
+    n[AT_GUEST] += freed == 0
 
 
 @compiled

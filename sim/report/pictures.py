@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 POINTS = 400
 """Points a long series is thinned to."""
 
-_MEMORY = ("huge", "private", "shared", "metadata", "pool", "writeback", "reserved")
+_MEMORY = ("huge", "private", "deferred", "shared", "metadata", "pool", "writeback", "reserved")
 _OFTEN = ("private", "shared", "metadata")
 _COUNTERS = {
     "pages_sharing": ("saved", "-"),

@@ -32,6 +32,7 @@ COLOURS: Mapping[str, Colour] = {
     "huge": Colour("#123a5c", "#3f77a8"),
     "pool": Colour("#7a5cad", "#b49be0"),
     "writeback": Colour("#b7a3d6", "#d8cbf0"),
+    "deferred": Colour("#5f86a8", "#3c5f80"),
     "reserved": Colour("#8b95a0", "#6d7781"),
     "swap": Colour("#6b4fa0", "#a88bd8"),
     "tlb": Colour("#8a6d00", "#d3b95c"),

@@ -29,7 +29,7 @@ def share_pages(m: Memory, frame_of: Int32, pages: Int64, start: int, now: int) 
         content = memory.content_now(m, page, now)
         if content <= 0:
             continue
-        if m.block[page // memory.BLOCK, memory.HUGE]:
+        if memory.is_large(m, page // memory.BLOCK):
             memory.split_huge(m, page // memory.BLOCK, now)
         own = m.held[page] if m.place[page] & memory.SHARED else -1
         frame = frame_of[content] - 1

@@ -17,7 +17,6 @@ from sim.memory.pages import (
     DIRTY,
     DUE_COUNT,
     FRAME_HIGH,
-    HUGE,
     KIND,
     MAPS,
     MERGEABLE,
@@ -28,6 +27,7 @@ from sim.memory.pages import (
     Int64,
     Memory,
     content_now,
+    is_large,
     leave_frame,
     map_frame,
     name_of,
@@ -110,13 +110,13 @@ def holds(m: Memory, holder: int, since: int, content: int, page: int, now: int)
 @inlined
 def may_part(m: Memory, e: Equal, page: int) -> bool:
     """Whether the page is a small one, or its huge page may be split."""
-    return bool(e.n[SPLITS] or not m.block[page // BLOCK, HUGE])
+    return bool(e.n[SPLITS] or not is_large(m, page // BLOCK))
 
 
 @inlined
 def part(m: Memory, page: int, now: int) -> bool:
     """Split the huge page that the page may be in. Returns whether the page is still there: zeros may not be."""
-    if m.block[page // BLOCK, HUGE]:
+    if is_large(m, page // BLOCK):
         split_huge(m, page // BLOCK, now)
     return bool(m.place[page] & PRESENT)
 

@@ -58,6 +58,7 @@ class Esx(Room):
     def __init__(self, settings: Tps, site: Site) -> None:
         """*settings* are complete for their version; of the squeeze only the device counts, the rest is Linux' own."""
         super().__init__(settings, replace(site, squeeze=None))
+        self.m.counts[memory.SPLITS_LATER] = 0  # Linux' own
         squeeze = site.squeeze
         if squeeze and squeeze.device:
             self.r = self.r._replace(channel=np.zeros(squeeze.device.channels, np.int64))

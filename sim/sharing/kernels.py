@@ -13,6 +13,7 @@ class Kernel(NamedTuple):
     node_holds_page: bool = True  # 2.6.33: stable node points to the page; merged pages are not searched for again
     numa_trees: bool = True  # 3.9 (90bd6fd31c80): merge_across_nodes
     late_timers: bool = True  # 4.8 (500462a9de65): the new timer wheel fires a tick late, long timeouts later still
+    deferred_split: bool = True  # 4.5: a huge page given back in part is split only when memory is short
     zero_pages: bool = True  # 4.11 (e86c59b1b12d): use_zero_pages
     sharing_limit: bool = True  # 4.13 (2c653d0ee2ae): max_page_sharing, chains and dups
     sleep_wakes: bool = True  # 5.0: a change of sleep_millisecs wakes the sleeper
@@ -39,7 +40,8 @@ V5_0 = V5_1._replace(version="5.0", reuse_last_mapper=False)
 V4_13 = V5_0._replace(version="4.13", sleep_wakes=False)
 V4_11 = V4_13._replace(version="4.11", sharing_limit=False)
 V4_8 = V4_11._replace(version="4.8", zero_pages=False)
-V3_9 = V4_8._replace(version="3.9", late_timers=False)
+V4_5 = V4_8._replace(version="4.5", late_timers=False)
+V3_9 = V4_5._replace(version="3.9", deferred_split=False)
 V2_6_38 = V3_9._replace(version="2.6.38", numa_trees=False)
 V2_6_33 = V2_6_38._replace(version="2.6.33", huge_pages=False)
 V2_6_32 = V2_6_33._replace(version="2.6.32", node_holds_page=False)
@@ -47,8 +49,8 @@ V2_6_32 = V2_6_33._replace(version="2.6.32", node_holds_page=False)
 KERNELS: dict[str, Kernel] = {
     kernel.version: kernel
     for kernel in (
-        V2_6_32, V2_6_33, V2_6_38, V3_9, V4_8, V4_11, V4_13, V5_0, V5_1, V5_9, V6_6, V6_7, V6_8, V6_10, V6_11, V6_12,
-        V6_18,
+        V2_6_32, V2_6_33, V2_6_38, V3_9, V4_5, V4_8, V4_11, V4_13, V5_0, V5_1, V5_9, V6_6, V6_7, V6_8, V6_10, V6_11,
+        V6_12, V6_18,
     )
 }  # fmt: skip
 """Every version at which the behaviour changed, oldest first, and the newest that was checked."""

@@ -33,11 +33,11 @@ from sim.memory.pages import (
     GONE,
     GUEST,
     HOT,
-    HUGE,
     KIND,
     KSM,
     KSM_STAYS,
     KSM_ZERO,
+    LATE_SPLITS,
     LRU,
     MAPS,
     MERGEABLE,
@@ -63,6 +63,7 @@ from sim.memory.pages import (
     content_of,
     drop_pages,
     forget_frame,
+    is_large,
     keep_in_memory,
     last_read,
     leave_frame,
@@ -553,7 +554,17 @@ def in_unstable_tree(m: Memory, k: Ksm, page: int) -> bool:
 def may_split(m: Memory, block: int) -> bool:
     """Whether ksmd may take the block apart, should it be a huge page."""
     temper = m.block[block, TEMPER]
-    return bool(not m.block[block, HUGE] or temper in (ANY, REPEATED))
+    return bool(not is_large(m, block) or temper in (ANY, REPEATED))
+
+
+@compiled
+def passers_of_vanished(m: Memory, k: Ksm, block: int) -> int:
+    """Millionths of the later searches that pass nodes of the block whose pages are gone."""
+    passed = 0
+    for page in range(block * BLOCK, block * BLOCK + BLOCK):
+        if not m.place[page] & PRESENT and in_unstable_tree(m, k, page):
+            passed += passers(k, page)
+    return passed
 
 
 @inlined
@@ -565,12 +576,11 @@ def on_its_own(m: Memory, k: Ksm, page: int) -> bool:
     block = page // BLOCK
     if not may_split(m, block):
         return False
-    if m.block[block, HUGE]:
+    if is_large(m, block):
+        before = passers_of_vanished(m, k, block)
         k.n[BATCH_PS] += k.n[SPLIT_PS]
         split_huge(m, block, moment(k))
-        for other in range(block * BLOCK, block * BLOCK + BLOCK):
-            if not m.place[other] & PRESENT and in_unstable_tree(m, k, other):
-                k.n[VANISHED] += passers(k, other)
+        k.n[VANISHED] += passers_of_vanished(m, k, block) - before
     return bool(m.place[page] & PRESENT)
 
 
@@ -597,7 +607,7 @@ def promote_pair(m: Memory, k: Ksm, page: int, tree_page: int, content: int) -> 
         return
     settle(m, k, tree_page // BLOCK)
     m.block[tree_page // BLOCK, DIRTY] = 1
-    together = m.block[page // BLOCK, HUGE] and page // BLOCK == tree_page // BLOCK
+    together = is_large(m, page // BLOCK) and page // BLOCK == tree_page // BLOCK
     if not on_its_own(m, k, page) or together or not on_its_own(m, k, tree_page):
         return
     key = tree_key(m, k, page, content)
@@ -1175,7 +1185,7 @@ def snapshot(m: Memory, k: Ksm, now: int, index: int) -> None:
     """Write every counter as it is now into a row of the log."""
     n, row = k.n, k.log[index]
     spent = n[TOTAL_PS] + (n[BATCH_PS] if n[PHASE] == WORKING else 0)
-    merging = m.counts[THP_SPLIT] * n[SPLIT_PS]
+    merging = (m.counts[THP_SPLIT] - m.counts[LATE_SPLITS]) * n[SPLIT_PS]
     for kind in (W_MERGE, W_PROMOTE, W_ZERO_MERGE, W_ATTACH):
         merging += k.n[DONE + kind] * k.n[PRICE + kind]
     row[ROW_TIME] = now

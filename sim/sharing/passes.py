@@ -34,8 +34,9 @@ class Passes(Room):
     def __init__(self, settings: InPasses, site: Site) -> None:
         """*settings* are complete for the kernel."""
         super().__init__(settings, site)
-        # Only Linux unmaps pages of zeros when it splits a huge page, and none of these mechanisms is in such a Linux.
-        self.m.counts[memory.SPLIT_FREES_ZERO] = 0
+        # Only Linux unmaps pages of zeros when it splits a huge page, or puts the split of one given back in part off,
+        # and none of these mechanisms is in such a Linux.
+        self.m.counts[[memory.SPLIT_FREES_ZERO, memory.SPLITS_LATER]] = 0
         self._settings = settings
         self.vms: dict[int, Vm] = {}
         """Guests that run."""

@@ -190,7 +190,9 @@ class Room:
         self.m.counts[memory.STANDS_FOR] = site.scale
         self.m.counts[memory.REUSE_LAST_MAPPER] = site.kernel.reuse_last_mapper
         self.m.counts[memory.SPLIT_FREES_ZERO] = site.kernel.split_frees_zero
+        self.m.counts[memory.SPLITS_LATER] = site.kernel.deferred_split
         self.r = self._pressure(squeeze, guests, site.scale)
+        self.r.n[pressure.SPLIT_NS] = site.split_ps // 1000
         self.notes = []
         self.sources = []
         self.files = {}
@@ -482,8 +484,8 @@ class Room:
     def usage(self) -> tuple[int, int]:
         """Free memory and the sum of resident set sizes, in bytes."""
         counts = self.m.counts
-        taken = counts[[memory.PRIVATE, memory.FRAMES, memory.RESERVED, memory.POOL, memory.WRITEBACK]].sum()
-        frames = int(counts[memory.LIMIT] - taken)
+        uses = [memory.PRIVATE, memory.FRAMES, memory.RESERVED, memory.DEFERRED, memory.POOL, memory.WRITEBACK]
+        frames = int(counts[memory.LIMIT] - counts[uses].sum())
         resident = int(counts[memory.TOUCHED] - counts[memory.KSM_ZERO])
         return frames * memory.PAGE_BYTES - int(counts[memory.METADATA]), resident * memory.PAGE_BYTES
 
@@ -633,6 +635,7 @@ def memory_columns(counts: Int64) -> dict[str, Int64]:
     return {
         "cow_ksm": count(memory.COW_KSM),
         "thp_split_page": count(memory.THP_SPLIT),
+        "thp_deferred_split_page": count(memory.THP_DEFERRED_SPLIT),
         "thp_fault_alloc": count(memory.THP_FAULT),
         "thp_fault_fallback": count(memory.THP_FALLBACK),
         "thp_collapse_alloc": count(memory.THP_COLLAPSE),
@@ -645,6 +648,7 @@ def memory_columns(counts: Int64) -> dict[str, Int64]:
         "mem_compressed_bytes": count(memory.POOLED_PAGES) * memory.PAGE_BYTES,
         "mem_writeback_bytes": count(memory.WRITEBACK) * memory.PAGE_BYTES,
         "mem_private_bytes": count(memory.PRIVATE) * memory.PAGE_BYTES,
+        "mem_deferred_bytes": count(memory.DEFERRED) * memory.PAGE_BYTES,
         "mem_reserved_bytes": count(memory.RESERVED) * memory.PAGE_BYTES,
         "mem_shared_bytes": count(memory.FRAMES) * memory.PAGE_BYTES,
         "mem_metadata_bytes": -(-count(memory.METADATA) // memory.PAGE_BYTES) * memory.PAGE_BYTES,

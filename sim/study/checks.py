@@ -123,15 +123,22 @@ def _moved(scenario: Scenario, name: str, before: float | None, summary: Summary
     return Finding(name, "moved", actual=now, margin=now - before, unit=unit)
 
 
-def check(files: Sequence[str | Path], out: str | Path = "results", jobs: int | None = None) -> pd.DataFrame:
+def check(
+    files: Sequence[str | Path], out: str | Path = "results", jobs: int | None = None, cluster: str | None = None
+) -> pd.DataFrame:
     """Check every expectation of scenario *files*; return one row per expectation.
 
-    Runs that have a result in *out* are not run again.
+    Runs that have a result in *out* are not run again; the others run in *jobs* processes, or on the workers of the
+    Dask scheduler at the address *cluster*.
     """
     import pandas as pd
 
     return pd.DataFrame(
-        [row for each in check_all([Path(file) for file in files], Path(out), jobs) for row in rows(each)]
+        [
+            row
+            for each in check_all([Path(file) for file in files], Path(out), jobs, cluster=cluster)
+            for row in rows(each)
+        ]
     )
 
 
@@ -141,6 +148,7 @@ def check_all(
     jobs: int | None = None,
     baseline: Baseline | None = None,
     progress: Progress | None = None,
+    cluster: str | None = None,
 ) -> Sequence[Checked]:
     """Run what has no result yet and return what was found, file by file. A file that is wrong is a finding too."""
     scenarios: dict[Path, Scenario] = {}
@@ -153,7 +161,7 @@ def check_all(
     if baseline:
         _refuse_equal_names(scenarios)
     asked = {file: each for file, each in scenarios.items() if baseline or each.expect or each.warn}
-    found, _ = outcomes(asked.values(), out, jobs, progress)
+    found, _ = outcomes(asked.values(), out, jobs, progress, cluster)
     known = dict(zip(asked, found, strict=True))
     return [
         _wrong(file, wrong[file]) if file in wrong else _checked(file, scenarios[file], known.get(file), baseline)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from sim.document import blamed
 from sim.errors import At, UserError
 from sim.results import load as load_run
 from sim.scenario import load
@@ -132,21 +132,11 @@ def compared(
                 raise UserError(f"{path}: is a result, which no setting changes; name its scenario file")
             return comparison.kept(path)
         more = [f"replications={replications}"] if replications else []
-        with _named(option):
+        with blamed(option, *sets):
             scenario = load(path, [*sets, *more])
         return comparison.side(scenario, " ".join([str(path), *sets]), out, jobs, progress)
 
     return comparison.compare(side(first, a, "--a"), side(second or first, b, "--b"), metrics)
-
-
-@contextmanager
-def _named(option: str) -> Iterator[None]:
-    """Blame the option by which a value was given."""
-    try:
-        yield
-    except UserError as error:
-        named = [replace(problem, file=problem.file.replace("--set ", f"{option} ", 1)) for problem in error.problems]
-        raise UserError(*named) from None
 
 
 def explain(folder: str | Path, at: str | None = None, host: str | None = None) -> pd.DataFrame:

@@ -45,23 +45,33 @@ class Outcome:
 
 
 def outcomes(
-    scenarios: Iterable[Scenario], out: Path, jobs: int | None = None, progress: Progress | None = None
+    scenarios: Iterable[Scenario],
+    out: Path,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    cluster: str | None = None,
 ) -> tuple[Sequence[Outcome], int]:
     """Return what became of each of the *scenarios*, and how many runs that took.
 
-    A run that fails, or that this machine cannot do, is noted and the others go on.
+    A run that fails, or that this machine cannot do, is noted and the others go on. Whether the machines of a cluster
+    have room for it is found there.
     """
     asked = [(scenario, {run.digest(engine()): run for run in scenario.runs}) for scenario in scenarios]
     runs = {digest: run for _, each in asked for digest, run in each.items()}
-    refused = _refused({digest: run for digest, run in runs.items() if kept_summary(run.name, digest, out) is None})
-    left, jobs, _ = what_is_left({digest: run for digest, run in runs.items() if digest not in refused}, out, jobs)
-    failures = {**refused, **run_left(left, out, jobs, progress, "runs")}
+    here = cluster is None
+    refused = _refused(runs, out) if here else {}
+    asked_for = {digest: run for digest, run in runs.items() if digest not in refused}
+    left, jobs, _ = what_is_left(asked_for, out, jobs, here)
+    failures = {**refused, **run_left(left, out, jobs, progress, "runs", cluster)}
     return [_outcome(scenario, list(each), out, failures) for scenario, each in asked], len(left)
 
 
-def _refused(runs: Mapping[str, Scenario]) -> Mapping[str, Failure]:
+def _refused(runs: Mapping[str, Scenario], out: Path) -> Mapping[str, Failure]:
+    """Of runs without a result those that this machine cannot do."""
     found: dict[str, Failure] = {}
     for digest, run in runs.items():
+        if kept_summary(run.name, digest, out) is not None:
+            continue
         try:
             check_size(run)
         except OvercommitError as error:

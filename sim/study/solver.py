@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from pydantic import JsonValue
 
 from sim.columns import METRICS
-from sim.document import dump_line
+from sim.document import blamed, dump_line
 from sim.errors import At, Problem, UserError, suggestion
 from sim.scenario import Scenario, load
 from sim.scenario.expect import Verdict
@@ -97,7 +97,9 @@ def limit(
     path, steps = _asked(vary)
 
     def scenario(number: int) -> Scenario:
-        return load(file, [*overrides, f"{path}={dump_line(steps.value(number))}"], seed)
+        value = f"{path}={dump_line(steps.value(number))}"
+        with blamed("--vary", value):
+            return load(file, [*overrides, value], seed)
 
     # From the end that is to be kept to the one that is to break.
     order = range(steps.last, -1, -1) if smallest else range(steps.last + 1)

@@ -78,6 +78,9 @@ def _memory(row: Mapping[str, Any]) -> Iterator[Part]:
     huge = int(row["mem_huge_bytes"])
     yield Part("private", int(row["mem_private_bytes"]) - huge, "small pages that one guest page uses alone")
     yield Part("huge", huge, "the same in huge pages")
+    yield Part(
+        "deferred", int(row["mem_deferred_bytes"]), "parts of huge pages that were given back, free after a split"
+    )
     yield Part("shared", int(row["mem_shared_bytes"]), "frames that several guest pages share")
     yield Part("metadata", int(row["mem_metadata_bytes"]), "what sharing has to remember of pages")
     yield Part("compressed", int(row["mem_pool_bytes"]), "what compressed pages take")
