@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("compiled", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("compiled")
+
+# A shell starts what it runs in the background with SIGINT ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Kernel tests count the huge pages of the whole machine, and numpy asks for some for large arrays, of which other test
 # processes have many. It reads this when it is first imported.

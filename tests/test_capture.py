@@ -567,7 +567,7 @@ def test_a_disk_that_fills_up_leaves_the_key_as_it_was(
     monkeypatch.setattr("os.fsync", full)
 
     for key in ("key", "new"):
-        with pytest.raises(MachineError, match="No space left on device; nothing was kept"):
+        with pytest.raises(MachineError, match="No space left on device; free some space"):
             capture(tmp_path / "b.npz", ram=ram.path, comparable=tmp_path / key)
 
     assert (tmp_path / "key").read_bytes() == before
@@ -655,7 +655,7 @@ def test_an_interrupted_capture_keeps_its_whole_snapshots(ram: RamFile, tmp_path
     with staged(lambda: ram.put(1), lambda: ram.put(2), interrupt):
         result = call("--ram", ram.path, "--out", out, "--every", "1s", "--for", "1min")
 
-    assert (result.exit_code, result.stderr) == (130, f"interrupted; the result in {out} is complete\n")
+    assert (result.exit_code, result.stderr) == (130, f"interrupted\nthe result in {out} is complete\n")
     assert arrays(out)["content"][:, 0].tolist() == [1, 2]
 
 
@@ -717,7 +717,7 @@ def test_a_full_disk_leaves_nothing(ram: RamFile, tmp_path: Path, monkeypatch: p
 
     assert (result.exit_code, result.stderr.splitlines()) == (
         4,
-        [f"{tmp_path / 'a.npz'}: cannot be written: No space left on device; nothing was kept"],
+        [f"{tmp_path / 'a.npz'}: cannot be written: No space left on device; free some space or choose another --out"],
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -279,7 +279,7 @@ def test_an_interruption_after_the_result_says_where_it_is(world: World) -> None
 
     result = call("run", "x.yaml")
 
-    assert (result.exit_code, result.stderr) == (130, "interrupted; the result in results/web/ab12 is complete\n")
+    assert (result.exit_code, result.stderr) == (130, "interrupted\nthe result in results/web/ab12 is complete\n")
 
 
 def test_a_results_folder_that_is_a_file_is_refused_before_the_simulation(world: World, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_long_run_of_many_hosts_stays_small(tmp_path):
 def test_a_folder_that_cannot_take_the_report_is_told(run, tmp_path):
     (tmp_path / "pictures").write_text("mine")
 
-    with pytest.raises(results.store.UserError, match="cannot write results"):
+    with pytest.raises(results.store.UserError, match="cannot be written"):
         report.write(run, tmp_path)
 
 

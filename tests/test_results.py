@@ -294,7 +294,7 @@ def test_a_file_in_the_way_is_told_in_one_sentence_and_kept(run, tmp_path, block
     way.parent.mkdir(parents=True, exist_ok=True)
     way.write_text("mine")
 
-    with pytest.raises(UserError, match="cannot write results") as raised:
+    with pytest.raises(UserError, match="cannot be written") as raised:
         results.write(run, tmp_path / "out")
     assert len(raised.value.problems) == 1
     assert way.read_text() == "mine"

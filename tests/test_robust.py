@@ -250,6 +250,42 @@ def test_a_reader_that_goes_away_is_not_told_so(verb: str, storm: Path) -> None:
     assert (process.returncode, complaint) == (141, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("call", ["--help", "run --help", "--version", "list --json", "validate no.yaml --json"])
+def test_what_cannot_be_printed_is_said_where_it_can(call: str) -> None:
+    command = [sys.executable, "-m", "sim", *call.split()]
+
+    with open("/dev/full", "w") as full:
+        told = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        untold = subprocess.run(command, cwd=ROOT, stdout=full, stderr=full, check=False)
+
+    assert told.returncode == 4
+    assert told.stderr.splitlines()[-1] == "standard output: No space left on device"
+    assert untold.returncode == 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_result_that_cannot_be_printed_is_kept_and_said_to_be(storm: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sim", "run", storm, "--out", tmp_path, "--no-report"]
+
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    (mark,) = tmp_path.rglob("_SUCCESS")
+    assert result.returncode == 4
+    assert result.stderr.endswith(
+        f"standard output: No space left on device\nthe result in {mark.parent} is complete\n"
+    )
+
+
+def test_nowhere_to_print_is_no_failure() -> None:
+    result = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m sim list >&-"], cwd=ROOT, stderr=subprocess.PIPE, check=False
+    )
+
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
 SIZES = {
     "small": STORM,
     "written": STORM

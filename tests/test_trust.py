@@ -12,22 +12,34 @@ from pathlib import Path
 import pytest
 import torture
 
+from sim import files
 from sim.errors import UserError
-from sim.results import files
 from sim.study import plan, run_points, sweeps
 
 
 def test_operations_that_fail_leave_nothing_half_published_and_lose_nothing(tmp_path: Path) -> None:
-    failed = torture.fail_each(tmp_path, points=1, every=9)
+    failed = torture.fail_each(tmp_path, torture.sweeping(1), every=9)
 
     assert failed.total() >= 6
     assert {"open", "fsync"} <= failed.keys()
 
 
 def test_what_replaces_a_result_leaves_the_old_one_if_it_fails(tmp_path: Path) -> None:
-    failed = torture.fail_each(tmp_path, points=1, every=14, code=errno.ENOSPC, again=True)
+    failed = torture.fail_each(tmp_path, torture.sweeping(1), every=14, code=errno.ENOSPC, again=True)
 
     assert failed.total() >= 4
+
+
+def test_a_run_that_cannot_write_its_report_has_kept_its_result(tmp_path: Path) -> None:
+    failed = torture.fail_each(tmp_path, torture.calling(torture.alone(), "run"), every=23, resumes=False)
+
+    assert failed.total() >= 4
+
+
+def test_a_check_that_cannot_write_what_it_found_computes_nothing_twice(tmp_path: Path) -> None:
+    failed = torture.fail_each(tmp_path, torture.calling(torture.alone(), "check", *torture.CHECK), every=9)
+
+    assert failed.total() >= 6
 
 
 def test_a_file_is_published_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
-"""What a sweep goes through: killed at any moment, and every operation on its files failing once.
+"""What a run, a sweep and a check go through: killed at any moment, and every operation on their files failing once.
 
 Run as a script, this takes some minutes and tells what it did; the suite runs a part of it (test_trust.py).
 """
 
 from __future__ import annotations
 
+import builtins
 import errno
 import io
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +18,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
+from click.testing import CliRunner
+
 import sim
+from sim.cli import main
 from sim.document import dump
 from sim.errors import MachineError, UserError
 from sim.scenario import Scenario
@@ -43,9 +49,14 @@ def asked(points: int) -> Scenario:
     return sim.parse({**ASKED, "sweep": {"hosts.0.ksm.pages_to_scan": list(range(1, points + 1))}})
 
 
+def alone() -> Scenario:
+    """A scenario that is no sweep, and expects something."""
+    return sim.parse({**ASKED, "expect": ["consolidation_ratio >= 1"]})
+
+
 def bits(folder: Path) -> Mapping[str, bytes]:
-    """All that a sweep leaves which has to be the same: tables and summaries, by name."""
-    names = ("*.parquet", "summary.json", "scenario.yaml", "errors.txt")
+    """All that is left which has to be the same, by name: tables, summaries, what a check found, pictures."""
+    names = ("*.parquet", "summary.json", "scenario.yaml", "errors.txt", "found.xml", "baseline/*.json", "*.png")
     return {str(file.relative_to(folder)): file.read_bytes() for name in names for file in sorted(folder.rglob(name))}
 
 
@@ -61,6 +72,8 @@ class Fault(OSError):
     """What an operation fails with here."""
 
 
+CODES = (errno.EIO, errno.ENOSPC)
+CHECK = ("--junit", "{out}/found.xml", "--baseline", "{out}/baseline", "--update")
 OPERATIONS = ("open", "write", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir")
 
 
@@ -94,7 +107,8 @@ def failing(root: Path, at: int, code: int, forever: bool = False) -> Iterator[l
                 raise Fault(code, os.strerror(code))
 
     real_close = os.close
-    with patch.object(os, "close", close), patch.object(io, "open", counted("open", io.open)):
+    opened = counted("open", io.open)
+    with patch.object(os, "close", close), patch.object(io, "open", opened), patch.object(builtins, "open", opened):
         patches = [patch.object(os, name, counted(name, getattr(os, name))) for name in OPERATIONS]
         for each in patches:
             each.start()
@@ -105,43 +119,102 @@ def failing(root: Path, at: int, code: int, forever: bool = False) -> Iterator[l
                 each.stop()
 
 
-def inline(scenario: Scenario, out: Path, known: dict[str, Any]) -> sweeps.Swept:
-    """Sweep in this process; runs whose result is *known* are not simulated again, only written."""
+Action = Callable[[Path], str | None]
+"""Does something with a folder; returns the error, which must be one for users, or None if all went well."""
 
-    def simulate(point: Scenario) -> Any:
+
+@contextmanager
+def here(known: dict[str, Any]) -> Iterator[None]:
+    """Have points run in this process; what has its result among those *known* is not simulated again, only written."""
+    real = sim.run
+
+    def simulate(point: Scenario, *_: object) -> Any:
         name = point.digest("")
-        known.setdefault(name, None)
-        known[name] = known[name] or sim.run(point)
+        if name not in known:
+            known[name] = real(point)
         return known[name]
 
     def run_all(do: Any, tasks: Any, jobs: int) -> Any:
         return enumerate(map(do, tasks))
 
-    with patch.object(sweeps, "simulate", simulate), patch.object(sweeps, "run_all", run_all):
+    with (
+        patch.object(sweeps, "simulate", simulate),
+        patch.object(sweeps, "run_all", run_all),
+        patch.object(import_module("sim.run"), "run", simulate),
+    ):
+        yield
+
+
+def inline(scenario: Scenario, out: Path, known: dict[str, Any]) -> sweeps.Swept:
+    """Sweep in this process."""
+    with here(known):
         return run_points(plan(scenario, out, 1))
 
 
+def sweeping(points: int) -> Action:
+    """A sweep, without its report."""
+    scenario, known = asked(points), dict[str, Any]()
+
+    def act(out: Path) -> str | None:
+        try:
+            swept = inline(scenario, out, known)
+        except (UserError, MachineError) as error:
+            assert str(out) in str(error), error
+            return str(error)
+        for failure in swept.failures.values():
+            assert failure.exit_code in (2, 4), failure
+            assert str(out) in failure.text, failure
+        return "; ".join(failure.text for failure in swept.failures.values()) or None
+
+    return act
+
+
+def calling(scenario: Scenario, verb: str, *options: str) -> Action:
+    """A verb of the command line on a scenario; in the options {out} is the folder."""
+    known: dict[str, Any] = {}
+
+    def act(out: Path) -> str | None:
+        file = out.parent / f"{scenario.name}.yaml"
+        file.write_text(dump(scenario.resolved()))
+        asked_for = [each.format(out=out) for each in options]
+        with here(known):
+            result = CliRunner().invoke(main, [verb, str(file), "--out", str(out), *asked_for], prog_name="overcommit")
+        assert result.exit_code in (0, 2, 4), result.output
+        if not result.exit_code:
+            return None
+        assert str(out) in result.output, result.output
+        assert any(os.strerror(code) in result.output for code in CODES) or "not writable" in result.output
+        return result.output
+
+    return act
+
+
 def fail_each(
-    folder: Path, points: int = 2, every: int = 1, code: int = errno.EIO, again: bool = False, forever: bool = False
+    folder: Path,
+    act: Action,
+    every: int = 1,
+    code: int = errno.EIO,
+    again: bool = False,
+    forever: bool = False,
+    resumes: bool = True,
 ) -> Counter[str]:
-    """Let each operation of a sweep fail in turn (or one of *every* so many); return how often each kind did.
+    """Let each operation on the files of an action fail in turn (or one of *every*); return how often each kind did.
 
     With *again*, results that are there already are replaced meanwhile; with *forever*, all operations after it fail.
+    What *resumes* must not do a second time what was published before the failure.
     """
-    scenario = asked(points)
-    known: dict[str, Any] = {}
     reference = folder / "reference"
-    inline(scenario, reference, known)
+    assert act(reference) is None
     expected = bits(reference)
     failed: Counter[str] = Counter()
     for at in range(1, 10_000, every):
         out = folder / f"out-{at}"
         if again:
-            inline(scenario, out, known)
+            act(out)
             for mark in out.rglob("_SUCCESS"):
-                mark.unlink()  # so the sweep takes them as not whole, and replaces them
+                mark.unlink()  # so they are taken as not whole, and replaced
         with failing(out, at, code, forever) as done:
-            outcome = attempt(scenario, out, known)
+            outcome = act(out)
         if len(done) < at:
             assert outcome is None, outcome
             return failed
@@ -149,24 +222,13 @@ def fail_each(
         for mark in out.rglob("_SUCCESS"):
             assert sim.load(mark.parent).summary, mark  # what is published is whole
         published = {mark.parent: mark.stat().st_ino for mark in out.rglob("_SUCCESS") if ".new-" not in str(mark)}
-        assert attempt(scenario, out, known) is None, (at, done[at - 1])
-        assert {folder: (folder / "_SUCCESS").stat().st_ino for folder in published} == published, "computed twice"
+        assert act(out) is None, (at, done[at - 1])
+        if resumes:
+            assert {run: (run / "_SUCCESS").stat().st_ino for run in published} == published, "computed twice"
         assert bits(out) == expected, (at, done[at - 1])
         assert leftovers(out) == [], (at, done[at - 1])
+        shutil.rmtree(out)
     raise AssertionError("there is no end to the operations")
-
-
-def attempt(scenario: Scenario, out: Path, known: dict[str, Any]) -> str | None:
-    """Sweep; return the error, which must be one for users, or None if all points are there."""
-    try:
-        swept = inline(scenario, out, known)
-    except (UserError, MachineError) as error:
-        assert str(out) in str(error), error
-        return str(error)
-    for failure in swept.failures.values():
-        assert failure.exit_code in (2, 4), failure
-        assert str(out) in failure.text, failure
-    return "; ".join(failure.text for failure in swept.failures.values()) or None
 
 
 # --- kill -9 -----------------------------------------------------------------------------------------------------
@@ -281,18 +343,23 @@ def command_of(pid: int) -> bytes:
     return b""
 
 
-def main(kills: int) -> None:
+def everything(kills: int) -> None:
     """Do all of it and tell what was done."""
-    for name, code, again, forever in (
-        ("EIO", errno.EIO, False, False),
-        ("ENOSPC", errno.ENOSPC, False, False),
-        ("EIO, replacing", errno.EIO, True, False),
-        ("EIO to the end", errno.EIO, False, True),
-        ("EIO to the end, replacing", errno.EIO, True, True),
+    for name, act, resumes, code, again, forever in (
+        ("sweep, EIO", sweeping(3), True, errno.EIO, False, False),
+        ("sweep, ENOSPC", sweeping(3), True, errno.ENOSPC, False, False),
+        ("sweep, EIO, replacing", sweeping(3), True, errno.EIO, True, False),
+        ("sweep, EIO to the end", sweeping(3), True, errno.EIO, False, True),
+        ("sweep, EIO to the end, replacing", sweeping(3), True, errno.EIO, True, True),
+        ("run with its report", calling(alone(), "run"), False, errno.EIO, False, False),
+        ("run with its report, ENOSPC to the end", calling(alone(), "run"), False, errno.ENOSPC, False, True),
+        ("sweep with its report", calling(asked(3), "sweep"), True, errno.EIO, False, False),
+        ("check", calling(alone(), "check", *CHECK), True, errno.EIO, False, False),
+        ("check, ENOSPC to the end", calling(alone(), "check", *CHECK), True, errno.ENOSPC, False, True),
     ):
         with TemporaryDirectory(prefix="torture-") as folder:
             began = time.monotonic()
-            failed = fail_each(Path(folder), points=3, code=code, again=again, forever=forever)
+            failed = fail_each(Path(folder), act, code=code, again=again, forever=forever, resumes=resumes)
             print(
                 f"{name}: {failed.total()} operations failed in turn in {time.monotonic() - began:.0f} s:", dict(failed)
             )
@@ -302,4 +369,4 @@ def main(kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    everything(int(sys.argv[1]) if len(sys.argv) > 1 else 200)

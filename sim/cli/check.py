@@ -73,10 +73,11 @@ def check(
         found = checks.check_all(files, out, jobs, compared, progress, cluster)
     said = {finding: _finding_text(finding) for each in found for finding in each.findings}
     if junit:
-        from sim.results.store import explained
+        from sim.files import explained, publish
 
-        with explained(junit):
-            junit.write_text(xml.document([checks.suite(each, said) for each in found]), encoding="utf-8")
+        with explained(junit, "choose another --junit"):
+            junit.parent.mkdir(parents=True, exist_ok=True)
+            publish(junit, xml.document([checks.suite(each, said) for each in found]).encode())
     if github:
         for each in found:
             for finding in each.findings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -9,16 +10,20 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sim.errors import MachineError, OvercommitError, UserError
 
 Progress = Callable[[float, str], None]
+
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the operating system refuses that is no mistake of this program, wherever it comes up."""
 
 EXIT_UNMET = 1
 EXIT_BUG = 3
@@ -49,11 +54,12 @@ class Console:
     def say(self, text: str) -> None:
         """Print a remark that is not part of the answer."""
         if not self.quiet:
-            click.echo(text, err=True)
+            self.complain(text)
 
     def complain(self, text: str) -> None:
-        """Print why the call failed, however quiet."""
-        click.echo(text, err=True)
+        """Print why the call failed, however quiet; the exit code tells where nothing can be printed."""
+        with suppress(OSError):
+            click.echo(text, err=True)
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Progress | None]:
@@ -72,12 +78,20 @@ class Console:
 class Verbs(click.Group):
     """The one place where an exception becomes a message and an exit code."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command line; what click prints by itself, such as help, may have no place to go."""
+        try:
+            return super().main(*args, **options)
+        except OSError as error:
+            sys.exit(_explain_failure(error, Console()))
+
     def invoke(self, ctx: click.Context) -> None:
         """Run the verb and leave with its code."""
         console = ctx.ensure_object(Console)
         try:
             code = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout:  # None if it is closed
+                sys.stdout.flush()
         except (click.ClickException, click.exceptions.Exit, SystemExit):
             raise  # click words its own usage errors, which end with 2
         except BaseException as error:
@@ -86,7 +100,17 @@ class Verbs(click.Group):
 
 
 def _explain_failure(error: BaseException, console: Console) -> int:
-    """Tell the user why the call failed and return the exit code."""
+    """Tell the user why the call failed, and what of its result is there; return the exit code."""
+    try:
+        code = _complain(error, console)
+    except OSError as unprinted:
+        code = _complain(unprinted, console)
+    if console.kept and code != EXIT_BROKEN_PIPE:
+        console.complain(f"the result in {console.kept} is complete")
+    return code
+
+
+def _complain(error: BaseException, console: Console) -> int:
     match error:
         case UserError():
             console.complain(str(error))
@@ -100,16 +124,24 @@ def _explain_failure(error: BaseException, console: Console) -> int:
             console.complain("not enough memory; `overcommit explain` estimates what a scenario needs")
             return MachineError.exit_code
         case KeyboardInterrupt():
-            kept = f"the result in {console.kept} is complete" if console.kept else console.kept_so_far
-            console.complain(f"interrupted; {kept}")
+            console.complain("interrupted" if console.kept else f"interrupted; {console.kept_so_far}")
             return EXIT_INTERRUPTED
         case BrokenPipeError():
-            # Python flushes stdout again at exit, and would complain there.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _print_no_more()
             return EXIT_BROKEN_PIPE
+        case OSError() if error.errno in MACHINE_ERRORS:
+            _print_no_more()
+            console.complain(f"{error.filename or 'standard output'}: {error.strerror}")
+            return MachineError.exit_code
         case _:
             console.complain(_bug_report(error))
             return EXIT_BUG
+
+
+def _print_no_more() -> None:
+    """Drop what waits to be printed: Python flushes stdout again at exit, and would complain there."""
+    with suppress(OSError):  # in a notebook it has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _bug_report(error: BaseException) -> str:

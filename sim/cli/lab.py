@@ -140,18 +140,18 @@ def _try(scenario: Scenario, runs: int | None, console: Console, busy: list[str]
 
 def _keep_trial(trial: Trial | PressureTrial, out: Path) -> Path:
     """Keep the simulation's result with the comparison's picture and figures; return its folder."""
+    from sim import files
     from sim.lab.fidelity import draw
     from sim.report.html import PICTURES
     from sim.results import write
-    from sim.results.store import explained
     from sim.run import run as simulate
 
     folder = write(simulate(trial.scenario), out)
-    with explained(folder):
+    with files.explained(folder):
         (folder / PICTURES).mkdir(exist_ok=True)
         draw(trial, folder / PICTURES / "kernel.png")
         trial.write_recording(folder / "kernel.csv.gz")
-        (folder / "comparison.json").write_text(as_json(_trial_json(trial, folder)) + "\n")
+        files.publish(folder / "comparison.json", f"{as_json(_trial_json(trial, folder))}\n".encode())
     return folder
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from sim import files
 from sim.cli.console import Console, as_json
 from sim.cli.options import set_option, talks
 from sim.errors import Problem, UserError
@@ -80,13 +82,10 @@ def new(name: str) -> None:
     file = Path(name if name.endswith(".yaml") else f"{name}.yaml")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.stem):
         raise UserError(f"{file.stem!r} cannot be a scenario's name; use letters, digits and dashes")
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(_TEMPLATE.format(name=file.stem, file=file, schema=_SCHEMA.as_uri()))
-    except FileExistsError:
-        raise UserError(f"{file} exists already; choose another name") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}; choose another folder") from None
+    if os.path.lexists(file):
+        raise UserError(f"{file} exists already; choose another name")
+    with files.explained(file, "choose another folder"):
+        files.publish(file, _TEMPLATE.format(name=file.stem, file=file, schema=_SCHEMA.as_uri()).encode())
     click.echo(file)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from sim import files
 from sim.cost.prices import DEFAULT, Prices, Provenance, bundled, load, own_name, user_folder
 from sim.document import dump
 from sim.errors import At, MachineError, UserError
@@ -114,15 +115,9 @@ def destination(name: str | None, out: Path | None) -> tuple[str, Path]:
 def install(prices: Prices, file: Path) -> None:
     """Write a price set, whole or not at all."""
     made = [folder for folder in file.parents if not folder.exists()]
-    unfinished = file.with_suffix(".new")
-    try:
+    with files.explained(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(dump(prices.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
-        unfinished.replace(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}; choose another --out") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+        files.publish(file, dump(prices.model_dump(mode="json", exclude_defaults=True)).encode())
     _hand_over(file, *made)
 
 
@@ -205,11 +200,11 @@ def _own_folder() -> Path:
     return Path(home, ".config", "overcommit", "prices")
 
 
-def _hand_over(*files: Path) -> None:
+def _hand_over(*made: Path) -> None:
     """Let what was made in the home of the user who called sudo belong to that user."""
-    if "SUDO_UID" in os.environ and files[0].is_relative_to(_own_folder()):
-        for file in files:
-            os.chown(file, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
+    if "SUDO_UID" in os.environ and made[0].is_relative_to(_own_folder()):
+        for each in made:
+            os.chown(each, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
 
 
 def _check_writable(file: Path) -> None:

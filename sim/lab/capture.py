@@ -7,7 +7,6 @@ that two get the same fingerprint is about n^2 / 2^65: 3e-8 for a guest of 4 GiB
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -27,6 +26,7 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from sim import files
 from sim.columns import PAGE_BYTES
 from sim.errors import MachineError, UserError
 from sim.lab.sources import RUN_PAGES, Mappings, Source, Stopped, opened
@@ -88,7 +88,7 @@ def capture(
     with ExitStack() as stack:
         source = stack.enter_context(opened(pid, _path(ram), _path(core), mappings))
         numbering = _Numbering(stack.enter_context(_key(_path(comparable))))
-        with _explained(out):
+        with files.explained(out):
             rows = stack.enter_context(tempfile.TemporaryFile(dir=out.parent))
         recorder = _Recorder(source, numbering, _Rows(rows, out), count, compress)
         stopped, interrupted = "", None
@@ -100,7 +100,7 @@ def capture(
             interrupted = error
         if not recorder.times:
             raise interrupted or UserError(f"{stopped}; nothing was kept")
-        with _explained(out):
+        with files.explained(out):
             numbering.save()
             taken = recorder.write(out, numbering.key)
         if interrupted:
@@ -176,7 +176,7 @@ class _Rows:
 
     def add(self, numbers: Numbers) -> None:
         """Append a snapshot; pages that appear later make later rows longer."""
-        with _explained(self._out):
+        with files.explained(self._out):
             self._file.write(numbers.tobytes())
         self._lengths.append(len(numbers))
 
@@ -238,17 +238,14 @@ class _Recorder:
         if self._lz4_size:
             arrays["lz4_bytes"] = self._lz4_bytes
         arrays["meta"] = np.array(json.dumps(_meta(self._source, key, taken)))
-        new = out.with_name(f".{out.name}.{os.getpid()}")
-        try:
+        with files.replacing(out) as new:
             with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
                 with archive.open("content.npy", "w", force_zip64=True) as stream:
                     self._rows.write(stream, count, taken.pages)
                 for name, array in arrays.items():
                     with archive.open(f"{name}.npy", "w") as stream:
                         np.lib.format.write_array(stream, array, allow_pickle=False)
-            os.replace(new, out)
-        finally:
-            new.unlink(missing_ok=True)
+            files.sync(new)
         return taken
 
     def _grow(self, pages: int) -> None:
@@ -345,7 +342,7 @@ def _key(path: Path | None) -> Iterator[_Key]:
         yield _Key(secrets.token_bytes(_SECRET_BYTES))
         return
     is_new = not os.path.lexists(path)
-    with _explained(path):
+    with files.explained(path, "choose another --comparable"):
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         yield _Key(_secret(path, file), file)
@@ -393,18 +390,6 @@ def _refuse_name(out: Path) -> None:
         raise UserError(f"{out}: is no name for an image; end it in .npz")
     if os.path.lexists(out):
         raise UserError(f"{out}: exists already; choose another --out")
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn a failure to write into what the user can do about it."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"{path}: cannot be written: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise MachineError(f"{reason}; nothing was kept") from error
-        raise UserError(reason) from error
 
 
 # --- packages ----------------------------------------------------------------------------------------------------

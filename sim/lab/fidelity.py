@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from sim import files
 from sim.columns import KSM_COUNTERS, VMSTAT_COUNTERS
 from sim.errors import UserError
 from sim.lab import pressure_page
@@ -26,7 +27,6 @@ from sim.lab.pressure import Pressure, PressureTrial
 from sim.lab.trial import Trial
 from sim.report.style import RC
 from sim.report.words import amount
-from sim.results.store import explained
 
 _UNITS: Final = {column.name: column.unit for column in (*KSM_COUNTERS, *VMSTAT_COUNTERS)}
 _CASE_COLUMNS: Final = 4
@@ -106,12 +106,12 @@ def write(trials: Sequence[Trial | PressureTrial], about: str, file: Path) -> No
 
     *about* says what kernel they ran on. Raises UserError where the file cannot be written or has no such part.
     """
-    with explained(file):
+    with files.explained(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         text = file.read_text() if file.exists() else _NEW_PAGE
         if not _PLACE.search(text):
             raise UserError(f"{file}: has no part between <!-- begin cases --> and <!-- end cases -->; add these lines")
-        file.write_text(_PLACE.sub(lambda _: page(trials, about, file.stem), text, count=1))
+        files.publish(file, _PLACE.sub(lambda _: page(trials, about, file.stem), text, count=1).encode())
         scanned, pressed = _kinds(trials)
         with mpl.rc_context(RC):
             if scanned:

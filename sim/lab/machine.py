@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn, TypedDict
 
+from sim import files
 from sim.errors import MachineError
 from sim.lab.undo import Kind, undo
 
@@ -332,9 +333,7 @@ def _save() -> _State:
 
 
 def _keep(state: _State) -> None:
-    unfinished = STATE.with_suffix(".new")
-    unfinished.write_text(json.dumps(state, indent=1))
-    unfinished.replace(STATE)
+    files.publish(STATE, json.dumps(state, indent=1).encode())
 
 
 def _kept() -> _State:

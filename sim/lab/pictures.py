@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any, Final
 
 from matplotlib.figure import Figure
 
+from sim import files
 from sim.report.style import COLOURS
 
 DPI: Final = 100
@@ -21,7 +23,9 @@ KERNEL_LINE: Final[dict[str, Any]] = {
 
 def save(canvas: Figure, file: Path) -> None:
     """Write a picture; equal pictures give equal bytes."""
-    canvas.savefig(file, dpi=DPI, metadata={"Software": None})
+    drawn = io.BytesIO()
+    canvas.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+    files.publish(file, drawn.getvalue())
 
 
 def light(role: str) -> str:

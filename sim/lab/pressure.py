@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from sim.lab.compare import Figure, Vector
+from sim import files
+from sim.lab.compare import Figure, Vector, compressed
 from sim.lab.replay import first_host, replay
 from sim.run import Progress
 from sim.scenario import Scenario
@@ -97,7 +98,7 @@ class PressureTrial:
     def write_recording(self, file: Path) -> None:
         """Keep the kernel's runs as a compressed CSV file; equal runs give equal bytes."""
         frame = pd.concat([samples.assign(run=number) for number, samples in enumerate(self.measured)])
-        frame.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
+        files.publish(file, compressed(frame.to_csv(index=False)))
 
 
 def is_short(scenario: Scenario) -> bool:

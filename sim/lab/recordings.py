@@ -7,12 +7,12 @@ import platform
 from pathlib import Path
 from typing import Final
 
+from sim import files
 from sim.errors import UserError, suggestion
 from sim.lab import pressure
 from sim.lab.compare import read_recording
 from sim.lab.pressure import PressureTrial
 from sim.lab.trial import Trial, judge
-from sim.results.store import explained
 from sim.scenario import Scenario
 
 _MACHINE: Final = "machine.json"
@@ -21,10 +21,10 @@ _ENDING: Final = ".csv.gz"
 
 def keep(trial: Trial | PressureTrial, folder: Path) -> None:
     """Put the kernel's runs in the folder in place of older ones. Raises UserError where it cannot be written."""
-    with explained(folder):
+    with files.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         trial.write_recording(folder / f"{trial.scenario.name}{_ENDING}")
-        (folder / _MACHINE).write_text(json.dumps(_this_machine(), indent=1) + "\n")
+        files.publish(folder / _MACHINE, (json.dumps(_this_machine(), indent=1) + "\n").encode())
 
 
 def kept(scenario: Scenario, folder: Path, exact: bool | None = None) -> Trial | PressureTrial:

@@ -1,7 +1,6 @@
 """The report of a run: one HTML page that opens offline, and its pictures as PNG files beside it."""
 
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,14 +10,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sim import document
+from sim import document, files
 from sim.columns import COUNTER_METRICS, Metric
 from sim.report import fleet, pictures
 from sim.report.markup import Markup, figure, table, tag
 from sim.report.style import COLOURS, RC, Colour
 from sim.report.words import advice, amount, conclusion, headlines, measured, telling, uncertainty
 from sim.results import Result
-from sim.results.store import explained
 from sim.results.summary import Summary
 from sim.scenario.expect import Expectation, Verdict
 
@@ -63,7 +61,7 @@ def write(result: Judged, folder: Path) -> Path:
 
     Raises UserError when the folder cannot take them and MachineError when the disk is full.
     """
-    with explained(folder), mpl.rc_context(RC):
+    with files.explained(folder), mpl.rc_context(RC):
         (folder / PICTURES).mkdir(exist_ok=True)
         drawn = [_draw(picture, folder / PICTURES / f"{picture.name}.png") for picture in _pictures(result)]
         return publish(page(result.scenario.name, _sections(result, result.scenario.resolved(), drawn)), folder)
@@ -71,9 +69,7 @@ def write(result: Judged, folder: Path) -> Path:
 
 def publish(text: str, folder: Path) -> Path:
     """Put the page into the folder, whole or not at all."""
-    new = folder / f".{PAGE}.new"
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, folder / PAGE)
+    files.publish(folder / PAGE, text.encode())
     return folder / PAGE
 
 
@@ -172,8 +168,9 @@ def drawing(draw: Callable[..., object], panels: int, png: Path, panel: float = 
 
 def saved(canvas: Figure, png: Path) -> str:
     """Save a picture as PNG and return it as SVG."""
-    canvas.savefig(png, dpi=_DPI, metadata={"Software": None})
-    svg = io.StringIO()
+    drawn, svg = io.BytesIO(), io.StringIO()
+    canvas.savefig(drawn, format="png", dpi=_DPI, metadata={"Software": None})
+    files.publish(png, drawn.getvalue())
     canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return svg.getvalue()
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from sim import files
 from sim.report.words import listed
-from sim.results.store import explained
 from sim.study.figures import Row
 
 _SECTIONS: Final = {
@@ -68,9 +68,9 @@ def faults(rows: Sequence[Row]) -> Iterator[str]:
 
 def write(rows: Sequence[Row], page: Path) -> None:
     """Write the page."""
-    with explained(page):
+    with files.explained(page):
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(markdown(rows, page))
+        files.publish(page, markdown(rows, page).encode())
 
 
 def markdown(rows: Sequence[Row], page: Path) -> str:

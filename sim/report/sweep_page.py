@@ -11,14 +11,13 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 
-from sim import document
+from sim import document, files
 from sim.columns import METRICS
 from sim.report import crossover, everything, frontier
 from sim.report.html import PICTURES, details, drawing, page, publish, saved, section
 from sim.report.markup import Markup, figure, table, tag
 from sim.report.style import RC
 from sim.report.words import amount, short_names
-from sim.results.store import explained
 from sim.study import Swept
 
 _SHOWN = (
@@ -87,7 +86,7 @@ def write(swept: Swept) -> Path:
     Raises UserError when the folder cannot take them and MachineError when the disk is full.
     """
     pictures = swept.folder / PICTURES
-    with explained(swept.folder):
+    with files.explained(swept.folder):
         pictures.mkdir(exist_ok=True)
         return publish(page(swept.scenario.name, _sections(swept, draw(swept, pictures))), swept.folder)
 
@@ -100,7 +99,7 @@ def draw(swept: Swept, folder: Path) -> Markup:
     png = folder / f"{picture.name}.png"
     with mpl.rc_context(RC):
         svg = saved(everything.draw(swept), png) if picture.draw is None else drawing(picture.draw, 1, png, _PANEL)
-    (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
+    files.publish(folder / f"{picture.name}.svg", svg.encode())
     return figure(svg, picture.name, picture.title, picture.text)
 
 

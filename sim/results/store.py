@@ -14,9 +14,8 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
-from sim import document
-from sim.errors import MachineError, UserError, suggestion
-from sim.results import files
+from sim import document, files
+from sim.errors import UserError, suggestion
 from sim.results.summary import Summary
 from sim.results.tables import FLEET_TABLES, TABLES, read_parquet, write_parquet
 
@@ -84,7 +83,7 @@ def write(result: Result, out: Path) -> Path:
     Raises UserError when `out` cannot take it and MachineError when the disk is full.
     """
     folder = Path(out, _file_name(result.scenario.name), result.manifest["digest"])
-    with explained(folder), locked(folder.parent):
+    with files.explained(folder), locked(folder.parent):
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(errno.EEXIST, "a file of that name is in the way")
         new = Path(tempfile.mkdtemp(prefix=_NEW, dir=folder.parent))
@@ -128,18 +127,6 @@ def _file_name(name: str) -> str:
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"scenario name {name!r} cannot be a folder name; use letters, digits and dashes")
     return name
-
-
-@contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turn what the operating system refuses inside this context into a UserError or MachineError about `folder`."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"{folder}: cannot write results: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(f"{reason}; free some space or choose another --out") from error
-        raise UserError(f"{reason}; choose another --out") from error
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sim import files
 from sim.columns import EVENTS, FLEET, GUESTS, HOSTS, SAMPLES, Column
-from sim.results import files
 
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "samples": SAMPLES,

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sim import files
 from sim.columns import METRICS
 from sim.document import Document, read
 from sim.errors import UserError
+from sim.files import publish
 from sim.results import Summary
-from sim.results.files import publish
 from sim.results.junit import Case, Suite
-from sim.results.store import explained
 from sim.scenario import Scenario, load
 from sim.scenario.expect import Severity, Verdict
 from sim.study.outcomes import Outcome, outcomes
@@ -96,7 +96,7 @@ class Baseline:
 
     def write(self, scenario: Scenario, summary: Summary) -> None:
         """Keep the metrics for the next time."""
-        with explained(self.folder):
+        with files.explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             publish(self.file(scenario), (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
 

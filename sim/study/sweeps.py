@@ -12,14 +12,15 @@ from pathlib import Path
 from platform import node
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from sim import files
 from sim.cluster import connected
 from sim.columns import METRICS
 from sim.document import dump, dump_line
 from sim.engine import engine
 from sim.errors import At, MachineError, OvercommitError, UserError
 from sim.processes import processors
-from sim.results import Summary, files, kept_summary
-from sim.results.store import explained, locked
+from sim.results import Summary, kept_summary
+from sim.results.store import locked
 from sim.results.summary import mean, over_hosts
 from sim.results.tables import parquet_bytes, read_parquet
 from sim.run import Result, available_bytes, check_size
@@ -384,7 +385,7 @@ def _write(swept: Swept) -> None:
     tables = {
         name: pa.Table.from_pandas(each, preserve_index=False) for name, each in parts.items() if each is not None
     }
-    with explained(swept.folder), locked(swept.folder.parent):
+    with files.explained(swept.folder), locked(swept.folder.parent):
         swept.folder.mkdir(parents=True, exist_ok=True)
         files.heal(swept.folder)
         for name, table in {TABLE: content.cast(pa.schema(told)), **tables}.items():
