@@ -12,11 +12,6 @@ from typing import Final
 CONTEXT: Final = get_context("spawn")
 
 
-def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def begin() -> None:
     """What a process does first: leave Ctrl-C to the parent, and end with it however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

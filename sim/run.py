@@ -12,6 +12,7 @@ from sim.columns import PAGE_BYTES
 from sim.engine import engine, package_version
 from sim.errors import MachineError, UserError
 from sim.host import Machine, Report
+from sim.limits import available_bytes
 from sim.scale import COARSER, enlarged, enlarged_guest, enlarged_work, error_bars, fleet_error_bars
 from sim.sizing import MOST_PAGES, Estimate, estimate
 from sim.units import about_bytes, about_duration
@@ -90,7 +91,7 @@ def run(
         "versions": versions,
         "wall_s": round(time.perf_counter() - wall_began, 3),
         "cpu_s": round(_cpu_s() - cpu_began, 3),
-        "peak_bytes": _kib("/proc/self/status", "VmHWM") * 1024,
+        "peak_bytes": _peak_bytes(),
         "work": tables.work,
     }
     return Result(
@@ -174,7 +175,7 @@ def check_size(scenario: Scenario) -> Estimate:
         remedy = _remedy(scenario, available, "give fewer or smaller guests")
         raise MachineError(
             f"{scenario.name}: needs about {about_bytes(need.memory_bytes)} of memory for {need.pages:,} guest pages, "
-            f"this machine has {about_bytes(available)} free; {remedy}"
+            f"only {about_bytes(available)} can be used here; {remedy}"
         )
     return need
 
@@ -211,12 +212,7 @@ def _joined(table: str, columns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True).sort_values("time_s", kind="stable", ignore_index=True)
 
 
-def available_bytes() -> int:
-    """Memory that this process may still use."""
-    return _kib("/proc/meminfo", "MemAvailable") * 1024
-
-
-def _kib(file: str, name: str) -> int:
-    """One figure, in KiB, of a file of /proc; ru_maxrss would count what the parent held before this process began."""
-    with open(file, encoding="ascii") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+def _peak_bytes() -> int:
+    """Most memory this process has used; ru_maxrss would count what the parent held before this process began."""
+    with open("/proc/self/status", encoding="ascii") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024

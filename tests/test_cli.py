@@ -20,7 +20,7 @@ from sim.cli import main
 from sim.columns import FLEET_METRICS, HEADLINES, METRICS
 from sim.document import read
 from sim.errors import MachineError, Problem, UserError
-from sim.processes import processors
+from sim.limits import processors
 from sim.scenario.expect import Verdict
 
 PROBLEM = Problem(file="x.yaml", line=9, path="hosts.0.ksm.rn", message="unknown key", remedy="did you mean run?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,27 @@ def test_a_file_is_published_whole_or_not_at_all(tmp_path: Path) -> None:
 
     assert at > 5
     assert file.read_bytes() == b"new" * 1000
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = random.Random(1)
+    monkeypatch.setattr("time.time", lambda: dice.uniform(0.0, 4e9))
+    monkeypatch.setattr("time.time_ns", lambda: dice.randrange(4 * 10**18))
+    scenario = torture.asked(3)
+    torture.inline(scenario, tmp_path / "at once", {})
+    torture.inline(torture.asked(2), tmp_path / "in parts", {})
+    for file in (tmp_path / "in parts").rglob("*"):
+        os.utime(file, (dice.uniform(0.0, 4e9), dice.uniform(0.0, 4e9)))
+
+    todo = plan(scenario, tmp_path / "in parts", 1)
+    torture.inline(scenario, tmp_path / "in parts", {})
+
+    assert len(todo.left) == 1
+    assert torture.bits(todo.folder) == torture.bits(plan(scenario, tmp_path / "at once", 1).folder)
+    for mark in (tmp_path / "in parts").rglob("_SUCCESS"):
+        assert torture.bits(mark.parent) == torture.bits(
+            tmp_path / "at once" / mark.parent.relative_to(tmp_path / "in parts")
+        )
 
 
 def test_two_sweeps_into_one_folder_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

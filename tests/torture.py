@@ -32,6 +32,7 @@ from sim.document import dump
 from sim.errors import MachineError, UserError
 from sim.scenario import Scenario
 from sim.study import plan, run_points, sweeps
+from sim.study.workers import Died, run_all
 
 ROOT = Path(__file__).parents[1]
 ASKED: dict[str, Any] = {
@@ -343,6 +344,20 @@ def command_of(pid: int) -> bytes:
     return b""
 
 
+# --- out of memory -----------------------------------------------------------------------------------------------
+
+
+def eat(mebibytes: int) -> str:
+    """Use memory, and say how much."""
+    return f"{len(b'x' * (mebibytes << 20)) >> 20} MiB"
+
+
+def starve() -> None:
+    """Have three tasks done by a worker, of which one asks for more than there is; tell what became of them."""
+    for number, outcome in sorted(run_all(eat, [1, 1024, 2], 1)):
+        print(f"{number}: {outcome.reason if isinstance(outcome, Died) else outcome}")
+
+
 def everything(kills: int) -> None:
     """Do all of it and tell what was done."""
     for name, act, resumes, code, again, forever in (
@@ -369,4 +384,7 @@ def everything(kills: int) -> None:
 
 
 if __name__ == "__main__":
-    everything(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    if sys.argv[1:] == ["--starve"]:
+        starve()
+    else:
+        everything(int(sys.argv[1]) if len(sys.argv) > 1 else 200)

@@ -57,7 +57,7 @@ def run(
     The hosts of a datacenter are spread over processes or over a cluster. The last line printed is the folder of the
     result.
     """
-    from sim.processes import processors
+    from sim.limits import processors
     from sim.run import run as simulate
     from sim.scenario import load
     from sim.sizing import estimate

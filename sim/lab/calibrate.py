@@ -24,7 +24,8 @@ from sim.document import dump
 from sim.errors import At, MachineError, UserError
 from sim.lab import memory_costs, swap_costs
 from sim.lab.ksmd_costs import ALONE, WITH_NODE, Certainty, Fit, Scans, certainty, fit, left_out, measured, trials
-from sim.lab.machine import available_bytes, exclusive
+from sim.lab.machine import exclusive
+from sim.limits import available_bytes
 from sim.sharing.ksm_pass import WORK
 from sim.units import MIB, parse_name
 

@@ -21,6 +21,7 @@ from typing import Final, NoReturn, TypedDict
 from sim import files
 from sim.errors import MachineError
 from sim.lab.undo import Kind, undo
+from sim.limits import available_bytes
 
 KSM: Final = Path("/sys/kernel/mm/ksm")
 THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
@@ -264,12 +265,6 @@ def _uses_ksm(process: Path) -> bool:
     text = _read_gone(process / "ksm_stat").decode()
     fields = dict(line.replace(":", " ").split() for line in text.splitlines())
     return "yes" in fields.values() or int(fields.get("ksm_rmap_items", 0)) > 0
-
-
-def available_bytes() -> int:
-    """Memory that new processes can have without swapping."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) << 10
 
 
 def _check_memory(needed: int) -> None:

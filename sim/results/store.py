@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
-import pyarrow as pa
 
 from sim import document, files
 from sim.errors import UserError, suggestion
@@ -103,24 +102,35 @@ def load(path: Path) -> Loaded:
     Raises UserError when there is no complete run or a file of it cannot be read.
     """
     folder = _run_folder(Path(path))
-    try:
-        there = [table for table in FLEET_TABLES if (folder / f"{table}.parquet").exists()]
-        frames = {table: read_parquet(folder / f"{table}.parquet") for table in [*TABLES, *there]}
-        summary, manifest = (json.loads((folder / f"{part}.json").read_text()) for part in ("summary", "manifest"))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{folder}: a file of this run is missing or damaged: {error}") from error
+    there = [table for table in FLEET_TABLES if (folder / f"{table}.parquet").exists()]
+    frames = {table: read_parquet(folder / f"{table}.parquet") for table in [*TABLES, *there]}
+    summary, manifest = (_read_json(folder / f"{part}.json") for part in ("summary", "manifest"))
     scenario = document.read(folder / "scenario.yaml").data
     return Loaded(folder=folder, **frames, summary=summary, manifest=manifest, scenario=scenario)
 
 
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: is missing or damaged: {error}; run the scenario again") from error
+
+
 def kept_summary(name: str, digest: str, out: Path) -> Summary | None:
     """Return the metrics of a run that `write` put into `out`, or None when it is not there or not whole."""
-    folder = Path(out, name, digest)
     try:
-        summary: Summary = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
+        return read_summary(name, digest, out)
+    except UserError:
         return None
-    return summary if (folder / _COMPLETE).exists() else None
+
+
+def read_summary(name: str, digest: str, out: Path) -> Summary:
+    """Return the metrics of a run that `write` put into `out`. Raises UserError when it is not there or not whole."""
+    folder = Path(out, name, digest)
+    summary: Summary = _read_json(folder / "summary.json")
+    if not (folder / _COMPLETE).exists():
+        raise UserError(f"{folder}: the run is not complete; run the scenario again")
+    return summary
 
 
 def _file_name(name: str) -> str:

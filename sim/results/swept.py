@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
-import pyarrow as pa
 
 from sim import document
 from sim.errors import UserError
@@ -103,9 +102,6 @@ def _newest_first(files: Iterable[Path]) -> list[Path]:
 
 
 def _load_sweep(folder: Path) -> LoadedSweep:
-    try:
-        points = read_parquet(folder / POINTS)
-        timeline = read_parquet(folder / TIMELINE) if (folder / TIMELINE).exists() else None
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{folder}: a file of this sweep is missing or damaged: {error}") from error
+    points = read_parquet(folder / POINTS)
+    timeline = read_parquet(folder / TIMELINE) if (folder / TIMELINE).exists() else None
     return LoadedSweep(folder, points, document.read(folder / "scenario.yaml").data, timeline)

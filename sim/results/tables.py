@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from sim import files
 from sim.columns import EVENTS, FLEET, GUESTS, HOSTS, SAMPLES, Column
+from sim.errors import UserError
 
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "samples": SAMPLES,
@@ -78,8 +79,11 @@ def parquet_bytes(content: pa.Table) -> bytes:
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """Return the table in `path`. Raises OSError or pyarrow.ArrowInvalid when it cannot be read."""
-    data: pd.DataFrame = pq.read_table(path).to_pandas()
+    """Return the table in `path`. Raises UserError when it cannot be read."""
+    try:
+        data: pd.DataFrame = pq.read_table(path).to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: is missing or damaged: {error}; run the scenario again") from error
     return data
 
 

@@ -13,7 +13,7 @@ from sim.results.summary import mean
 from sim.run import check_size
 from sim.scenario import Scenario
 from sim.scenario.expect import Verdict, worst
-from sim.study.sweeps import Failure, Progress, run_left, what_is_left
+from sim.study.sweeps import Failure, Progress, kept, run_left, what_is_left
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def outcomes(
     refused = _refused(runs, out) if here else {}
     asked_for = {digest: run for digest, run in runs.items() if digest not in refused}
     left, jobs, _ = what_is_left(asked_for, out, jobs, here)
-    failures = {**refused, **run_left(left, out, jobs, progress, "runs", cluster)}
-    return [_outcome(scenario, list(each), out, failures) for scenario, each in asked], len(left)
+    failed = {**refused, **run_left(left, out, jobs, progress, "runs", cluster)}
+    summaries, failures = kept({digest: run.name for digest, run in runs.items()}, out, failed)
+    return [_outcome(scenario, list(each), summaries, failures) for scenario, each in asked], len(left)
 
 
 def _refused(runs: Mapping[str, Scenario], out: Path) -> Mapping[str, Failure]:
@@ -79,7 +80,8 @@ def _refused(runs: Mapping[str, Scenario], out: Path) -> Mapping[str, Failure]:
     return found
 
 
-def _outcome(scenario: Scenario, digests: Sequence[str], out: Path, failures: Mapping[str, Failure]) -> Outcome:
-    kept = [kept_summary(scenario.name, digest, out) for digest in digests if digest not in failures]
+def _outcome(
+    scenario: Scenario, digests: Sequence[str], summaries: Mapping[str, Summary], failures: Mapping[str, Failure]
+) -> Outcome:
     failure = next((failures[digest] for digest in digests if digest in failures), None)
-    return Outcome(scenario, digests, [summary for summary in kept if summary is not None], failure)
+    return Outcome(scenario, digests, [summaries[digest] for digest in digests if digest in summaries], failure)

@@ -18,12 +18,12 @@ from sim.columns import METRICS
 from sim.document import dump, dump_line
 from sim.engine import engine
 from sim.errors import At, MachineError, OvercommitError, UserError
-from sim.processes import processors
+from sim.limits import available_bytes, processors
 from sim.results import Summary, kept_summary
-from sim.results.store import locked
+from sim.results.store import locked, read_summary
 from sim.results.summary import mean, over_hosts
 from sim.results.tables import parquet_bytes, read_parquet
-from sim.run import Result, available_bytes, check_size
+from sim.run import Result, check_size
 from sim.run import run as simulate
 from sim.scenario import Scenario
 from sim.sizing import estimate
@@ -181,10 +181,12 @@ def run_points(todo: Plan, progress: Progress | None = None) -> Swept:
 
     *progress* is told the share done and what was done last. A point that fails is noted and the others go on.
     """
-    failures = run_left(todo.left, todo.out, todo.jobs, progress, "points", todo.cluster)
-    replications = _replications(todo, failures) if todo.scenario.replications > 1 else None
+    failed = run_left(todo.left, todo.out, todo.jobs, progress, "points", todo.cluster)
+    names = {digest: todo.scenario.name for point in todo.replicas for digest in point}
+    summaries, failures = kept(names, todo.out, failed)
+    replications = _replications(todo, summaries, failures) if todo.scenario.replications > 1 else None
     swept = Swept(
-        todo, _table(todo, failures), failures, _timeline(todo) if todo.scenario.phases else None,
+        todo, _table(todo, summaries, failures), failures, _timeline(todo) if todo.scenario.phases else None,
         replications, None if replications is None else _intervals(replications),
     )  # fmt: skip
     _write(swept)
@@ -208,6 +210,23 @@ def run_left(
         if progress:
             progress(done / len(left), f"{done} of {len(left)} {noun}")
     return failures
+
+
+def kept(
+    names: Mapping[str, str], out: Path, failures: Mapping[str, Failure]
+) -> tuple[Mapping[str, Summary], Mapping[str, Failure]]:
+    """Return, by digest, the summaries of runs with these scenarios' *names*, and why the others have none.
+
+    What had a result a moment ago may be gone, or the disk may refuse to read it.
+    """
+    found, missing = dict[str, Summary](), dict(failures)
+    for digest, name in names.items():
+        if digest not in failures:
+            try:
+                found[digest] = read_summary(name, digest, out)
+            except UserError as error:
+                missing[digest] = Failure(error.exit_code, str(error))
+    return found, missing
 
 
 def _run_here(left: Mapping[str, Scenario], out: Path, jobs: int) -> Iterator[tuple[str, Failure | None]]:
@@ -280,7 +299,7 @@ def _attempted(do: Callable[[], Outcome]) -> Outcome | Failure:
         return Failure(_BUG, f"a bug: {type(error).__name__}: {error}", traceback.format_exc())
 
 
-def _table(todo: Plan, failures: Mapping[str, Failure]) -> pd.DataFrame:
+def _table(todo: Plan, kept: Mapping[str, Summary], failures: Mapping[str, Failure]) -> pd.DataFrame:
     """One row per point, in order: axes, how it ended, metrics; their means if there are replications."""
     import pandas as pd
 
@@ -288,7 +307,7 @@ def _table(todo: Plan, failures: Mapping[str, Failure]) -> pd.DataFrame:
     columns: dict[str, Any] = {
         path: _column([point.settings[path] for point in scenario.points]) for path in axes_of(scenario)
     }
-    found = [[kept_summary(scenario.name, digest, todo.out) for digest in point] for point in todo.replicas]
+    found = [[kept.get(digest) for digest in point] for point in todo.replicas]
     columns["digest"] = list(todo.digests)
     columns["error"] = [
         next((failures[digest].text for digest in point if digest in failures), "") for point in todo.replicas
@@ -313,7 +332,7 @@ def _metrics(summaries: Sequence[Summary | None], *, replicated: bool = False) -
     return found
 
 
-def _replications(todo: Plan, failures: Mapping[str, Failure]) -> pd.DataFrame:
+def _replications(todo: Plan, kept: Mapping[str, Summary], failures: Mapping[str, Failure]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
@@ -322,8 +341,7 @@ def _replications(todo: Plan, failures: Mapping[str, Failure]) -> pd.DataFrame:
         for point, replicas in enumerate(todo.replicas)
         for number, (digest, seed) in enumerate(replicas.items())
     ]  # fmt: skip
-    summaries = [kept_summary(todo.scenario.name, str(row["digest"]), todo.out) for row in rows]
-    return pd.DataFrame(rows).assign(**_metrics(summaries))
+    return pd.DataFrame(rows).assign(**_metrics([kept.get(str(row["digest"])) for row in rows]))
 
 
 def _intervals(replications: pd.DataFrame) -> pd.DataFrame:
