@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 import sim
 from sim.cli import main
 from sim.cluster import build, connected, differences
+from sim.datacenter import fleet
 from sim.datacenter.crew import Crew, same, split
 from sim.document import dump
 from sim.engine import engine
@@ -110,7 +111,7 @@ def test_workers_that_die_are_replaced_and_no_bit_changes(tmp_path: Path, alone:
     for file in [*first.values(), *second.values()]:
         file.touch()
 
-    assert told(Crew(Hosts, jobs=2, window=3), parts_for(2, die0=first, die1=second)) == alone
+    assert told(Crew(Hosts, jobs=2, window=3, saving_s=0), parts_for(2, die0=first, die1=second)) == alone
     assert not any(file.exists() for part in deaths for file in part.values())
 
 
@@ -126,7 +127,7 @@ def test_workers_killed_at_any_moment_change_no_bit() -> None:
         os.kill(victim, signal.SIGKILL)
         killed.append(victim)
 
-    with Crew(Hosts, jobs=2, window=2) as crew:
+    with Crew(Hosts, jobs=2, window=2, saving_s=0) as crew:
         again, killer = [], Timer(0, kill)
         for values, delay in zip(conversation(crew, parts), delays, strict=True):
             again.append(dict(sorted(values.items())))
@@ -164,7 +165,7 @@ def test_no_room_for_a_checkpoint_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
 
     with pytest.raises(MachineError, match=r"no room for a checkpoint of hosts: .*TMPDIR"):
-        told(Crew(Hosts, jobs=2, window=1), parts_for(2))
+        told(Crew(Hosts, jobs=2, window=1, saving_s=0), parts_for(2))
 
 
 def test_a_large_checkpoint_lies_in_a_file_without_a_name(
@@ -174,7 +175,7 @@ def test_a_large_checkpoint_lies_in_a_file_without_a_name(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "death").touch()
 
-    assert told(Crew(Hosts, jobs=2, window=2), parts_for(2, die0={"before 7": tmp_path / "death"})) == alone
+    assert told(Crew(Hosts, jobs=2, window=2, saving_s=0), parts_for(2, die0={"before 7": tmp_path / "death"})) == alone
     assert list(tmp_path.iterdir()) == []
 
 
@@ -322,7 +323,7 @@ def test_a_worker_of_a_cluster_that_dies_is_replaced(two: Dask, moment: str, tmp
     death = tmp_path / "death"
     death.touch()
 
-    assert told(Crew(Hosts, cluster=two.address, window=3), parts_for(2, die1={moment: death})) == alone
+    assert told(Crew(Hosts, cluster=two.address, window=3, saving_s=0), parts_for(2, die1={moment: death})) == alone
     assert not death.exists()
     assert two.alive() == 1
 
@@ -367,7 +368,10 @@ FLEET = {
 }
 
 
-def test_a_datacenter_has_the_same_bits_in_processes_that_die_and_on_a_cluster(two: Dask) -> None:
+def test_a_datacenter_has_the_same_bits_in_processes_that_die_and_on_a_cluster(
+    two: Dask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "SAVING_S", 0.0)
     scenario = sim.parse(FLEET)
 
     def kill(done: float, text: str) -> None:

@@ -39,6 +39,8 @@ WINDOW: Final = 12
 """Epochs between two checkpoints."""
 _SAVING: Final = 0.05
 """Share of the time that checkpoints may take: a window in which they would take more is left out."""
+SAVING_S: Final = 1.0
+"""What checkpoints are taken to need (s) before the first: a run that is over in 20 s is begun anew without."""
 _DEATHS: Final = 3
 """How many workers in a row may die of the same orders."""
 _IN_MEMORY: Final = 16 << 20
@@ -87,16 +89,24 @@ class Crew(Generic[Spec, Orders, Answer, Tables]):
     """The workers of a run: in this process (one job), in so many processes, or on the cluster at an address."""
 
     def __init__(
-        self, kind: Kind[Spec, Orders, Answer, Tables], jobs: int = 1, cluster: str | None = None, window: int = WINDOW
+        self,
+        kind: Kind[Spec, Orders, Answer, Tables],
+        jobs: int = 1,
+        cluster: str | None = None,
+        window: int = WINDOW,
+        saving_s: float = SAVING_S,
     ) -> None:
-        """Get ready. Raises UserError if the cluster cannot be reached or has another program."""
+        """Get ready. Raises UserError if the cluster cannot be reached or has another program.
+
+        A checkpoint ends each *window* of so many epochs, or none if it takes too long: *saving_s* until one was taken.
+        """
         self._kind = kind
         self._window = window
         self._key = secrets.token_bytes(32)
         self._members: list[_Member] = []
         self._epochs = 0
         self._saved_at = 0.0
-        self._saving = 0.0
+        self._saving = saving_s
         self._closing = ExitStack()
         self._place: _Place = _Here()
         if cluster is not None:

@@ -12,7 +12,7 @@ from sim.columns import Window
 from sim.datacenter import control
 from sim.datacenter.blocks import Datacenter
 from sim.datacenter.control import ControlPlane, Question
-from sim.datacenter.crew import WINDOW, Crew, split
+from sim.datacenter.crew import SAVING_S, WINDOW, Crew, split
 from sim.datacenter.ledger import Tables
 from sim.datacenter.messages import REPORT, SUMMED, Answer, Ended, Int64, Order, Orders, UInt8
 from sim.datacenter.shard import LARGEST, Shard, Spec, digest_of_files, kinds_of
@@ -51,7 +51,7 @@ def simulate(
     assert rules is not None  # or there is no datacenter
     spec = _spec(question, rules, scale)
     plane = ControlPlane(question, _fingerprints(spec) if spec.fingerprints else None)
-    with Crew[Spec, Orders, Answer, ShardTables](Shard, jobs, cluster, WINDOW) as crew:
+    with Crew[Spec, Orders, Answer, ShardTables](Shard, jobs, cluster, WINDOW, SAVING_S) as crew:
         parts = split([host.memory for _, host in spec.hosts], crew.workers)
         crew.begin([_part(spec, numbers) for numbers in parts])
         kinds = [host.name for host in sorted(question.hosts, key=lambda each: each.name)]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -27,10 +28,10 @@ PARTS = [
 ]
 
 
-def fleet(hosts: int) -> dict[str, Any]:
+def fleet(hosts: int, scale: int = 4096) -> dict[str, Any]:
     """So many hosts of 256 GiB with 20 guests each on average, for a day; a tenth of the guests comes and goes."""
     return {
-        "name": f"fleet-{hosts}", "duration": "24h", "scale": 4096,
+        "name": f"fleet-{hosts}", "duration": "24h", "scale": scale,
         "hosts": [{
             "name": "large", "memory": "256GiB", "count": hosts, "cores": 64, "ksm": {},
             "power": {"idle": 90, "full": 250},
@@ -49,19 +50,20 @@ def fleet(hosts: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cost(hosts: int, jobs: int = 1) -> tuple[float, float, dict[str, Any]]:
+def cost(hosts: int, jobs: int = 1, scale: int = 4096) -> tuple[float, float, dict[str, Any]]:
     """CPU seconds, wall seconds and summary of a day."""
-    result = run(parse(fleet(hosts)), jobs=jobs)
+    result = run(parse(fleet(hosts, scale)), jobs=jobs)
     return result.manifest["cpu_s"], result.manifest["wall_s"], result.summary
 
 
 def by_size(sizes: tuple[int, ...]) -> None:
     """Cost of a host-hour, which must not grow with the fleet; what 20 hosts take is what any run takes."""
     cost(20)
-    base, _, _ = cost(20)
+    base = median(cost(20)[0] for _ in range(3))
     each = {}
     for hosts in sizes:
-        spent, _, summary = cost(hosts)
+        runs = [cost(hosts) for _ in range(3 if hosts < 10_000 else 1)]
+        spent, summary = median(run[0] for run in runs), runs[0][2]
         each[hosts] = (spent - base) / (hosts - 20) / 24
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         print(f"{hosts:,} hosts, {summary['guests_running']:,} guests: {spent:.1f} s of CPU, peak so far {peak:,} MiB")
@@ -74,11 +76,13 @@ def by_size(sizes: tuple[int, ...]) -> None:
 
 
 def by_processes() -> None:
-    """Wall time of 1,000 hosts in two processes against one."""
-    _, one, summary = cost(1000)
-    _, two, other = cost(1000, jobs=2)
-    assert summary == other
-    show("efficiency of two processes", f"{one / two / 2:.2f}", ">= 0.8", one / two / 2 >= 0.8)
+    """Wall time of 1,000 hosts in two processes against one; a worker takes 2 s to start, whatever there is to do."""
+    for scale in (4096, 512):
+        runs = [(cost(1000, 1, scale), cost(1000, 2, scale)) for _ in range(3)]
+        assert all(one[2] == two[2] for one, two in runs)
+        found = median(one[1] / two[1] / 2 for one, two in runs)
+        pages = f"guests of {(8 << 18) // scale:,} and {(16 << 18) // scale:,} pages"
+        show(f"efficiency of two processes, {pages}", f"{found:.2f}", ">= 0.8", found >= 0.8)
 
 
 def of_traces(folder: Path) -> None:
@@ -93,7 +97,8 @@ def of_traces(folder: Path) -> None:
             command = [sys.executable, "-m", "sim", "run", "-q", str(path), "--jobs", "1", "--out", results,
                        "--set", f"datacenter.arrivals.0.path={folder / trace}", *days]  # fmt: skip
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(command, check=False, capture_output=True)
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            assert done.returncode in (0, 1), done.stderr  # it expects what the recorded sample shows
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         show(f"CPU of {name}, {trace}", f"{spent:.1f} s", f"<= {bar} s", spent <= bar)
@@ -119,7 +124,7 @@ def main() -> None:
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
     stream()
     if arguments:
-        of_traces(Path(arguments[0]))
+        of_traces(Path(arguments[0]).resolve())
     by_processes()
     by_size((100, 1000, 10_000) if "--large" in sys.argv else (100, 1000))
 
