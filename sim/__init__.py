@@ -3,6 +3,8 @@
 The package in reading order; a file imports only from what stands above it.
 
     errors        what a user or a machine can get wrong, with exit codes
+    limits        memory and processors that this process may use, whatever the machine has
+    files         files that are there whole or not at all
     units         "64GiB" to integers and back, and the strict base of every scenario block
     streams       one random stream per named thing
     engine        the program itself, by version and files, which names results

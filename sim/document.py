@@ -445,6 +445,8 @@ class _Builder:
             line = mark.line + 1
         elif isinstance(error, yaml.reader.ReaderError):
             line = text.encode().count(b"\n", 0, error.position) + 1
+        if "nesting depth" in said:  # newer versions of libyaml look ahead, and give up, before `compose_node` does
+            return Problem(file=self.source, message=_DEEP)
         known = (plain for part, *plain in _SYNTAX if part in said)
         message, remedy = next(known, (said, ""))
         return Problem(file=self.source, line=line if self.numbered else None, message=message, remedy=remedy)
