@@ -3,7 +3,8 @@
 import fcntl
 import os
 import signal
-from collections.abc import Generator
+import subprocess
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -49,3 +50,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Lets several processes test (`pytest -n 2`), and those tests that run the kernel live have the machine alone."""
     with _turn(alone=item.get_closest_marker("kernel") is not None):
         return (yield)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "overcommit-test", str(disk)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

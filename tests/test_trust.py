@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -96,18 +95,6 @@ def test_two_sweeps_into_one_folder_do_not_disturb_each_other(tmp_path: Path, mo
     assert [swept.failures for swept in ended] == [{}, {}]
     assert torture.bits(tmp_path / "together") == torture.bits(tmp_path / "alone")
     assert torture.leftovers(tmp_path / "together") == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "overcommit-test", str(disk)]
-    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def free(disk: Path) -> int:
