@@ -94,6 +94,8 @@ MEASURED = [
     ({"metric": "pages_scanned", "since": "full_scans >= 1", "at": "full_scans >= 3"}, 400),
     ({"metric": "time_s", "since": "1s", "at": "2s"}, 1),
     ({"metric": "pages_sharing", "at": "pages_sharing >= 101"}, None),
+    ({"metric": "pages_sharing", "since": "pages_sharing >= 101"}, None),
+    ({"metric": "-pages_sharing"}, -100),
     ({"metric": "pages_sharing / oom_kills"}, None),
     ({"metric": "pair.touched_bytes / page"}, 200),
     ({"metric": "pair.progress_percent"}, 100),
@@ -105,6 +107,7 @@ MEASURED = [
 ]
 JUDGED = [
     ({"value": 100, "band": 0}, "inside"),
+    ({"value": 100, "band": "exact"}, "inside"),
     ({"value": 100, "band": 0, "fitted": "the pool"}, "fitted"),
     ({"value": 100, "band": 0, "fails": "it does not"}, "inside, against what it says"),
     ({"value": 90, "band": 0}, "outside, without a reason"),

@@ -19,8 +19,9 @@ import sim
 from sim.cli import main
 from sim.columns import METRICS, SAMPLES, Window
 from sim.document import dump
-from sim.errors import UserError
+from sim.errors import MachineError, UserError
 from sim.results import summarise
+from sim.scenario import Scenario
 from sim.study import comparison, sweeps
 from sim.study.comparison import Side
 from sim.study.intervals import interval
@@ -278,3 +279,27 @@ def test_mistakes_of_compare(
     result = call("compare", *arguments, "--jobs", "1")
 
     assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
+
+
+def test_few_pairs_and_runs_in_no_pair_are_remarked(tmp_path: Path) -> None:
+    (tmp_path / "web.yaml").write_text(dump(ASKED))
+    more = ("--metric", "saved_bytes", "--out", tmp_path / "out", "--jobs", "1")
+    assert call("sweep", tmp_path / "web.yaml", "--out", tmp_path / "out", "--jobs", "1", "--no-report").exit_code == 0
+
+    told = call("compare", tmp_path / "web.yaml", "--b", "hosts.0.ksm.run=0", *more)
+
+    assert f"fewer than {comparison.FEW} pairs" in told.stdout
+
+
+def test_a_run_that_fails_is_what_compare_ends_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "web.yaml").write_text(dump(ASKED))
+
+    def simulate(scenario: Scenario) -> sim.Result:
+        raise MachineError("no room for it")
+
+    monkeypatch.setattr(sweeps, "simulate", simulate)
+
+    told = call("compare", tmp_path / "web.yaml", "--b", "hosts.0.ksm.run=0", "--out", tmp_path / "out", "--jobs", "1")
+
+    assert told.exit_code == 4
+    assert "no room for it" in told.stderr

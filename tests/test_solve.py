@@ -15,7 +15,10 @@ from inline import inline
 
 from sim.cli import main
 from sim.document import dump
-from sim.study import solver
+from sim.errors import MachineError
+from sim.results import Result as RunResult
+from sim.scenario import Scenario
+from sim.study import solver, sweeps
 
 __all__ = ["inline"]
 
@@ -175,3 +178,16 @@ def test_mistakes(arguments: list[str], said: str, file: Path) -> None:
     result = call("solve", file, *arguments)
 
     assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
+
+
+def test_a_run_that_fails_ends_the_search_with_its_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def simulate(scenario: Scenario) -> RunResult:
+        raise MachineError("no room for it")
+
+    monkeypatch.setattr(sweeps, "simulate", simulate)
+
+    told = call("solve", file, "--vary", "vms.web.count=1..4", "--jobs", "1")
+
+    assert told.exit_code == 4
+    assert "vms.web.count=" in told.stderr
+    assert "no room for it" in told.stderr

@@ -14,6 +14,8 @@ import torture
 
 from sim import files
 from sim.errors import UserError
+from sim.results import Result
+from sim.scenario import Scenario
 from sim.study import plan, run_points, sweeps
 
 
@@ -154,3 +156,43 @@ def test_a_sweep_survives_being_killed_at_random_moments(tmp_path: Path) -> None
     told = torture.kill_often(tmp_path, kills=4, points=6)
 
     assert told["main killed"] + told["worker killed"] == 4
+
+
+def test_what_is_behind_a_link_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+
+    files.publish(tmp_path / "link", b"told")
+
+    assert (tmp_path / "target").read_bytes() == b"told"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_what_a_killed_program_left_half_written_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), files.replacing(tmp_path / "table") as new:
+        new.write_bytes(b"half")
+        kept = new.with_name(new.name.replace("table", "other"))
+        kept.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    files.heal(tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_point_without_memory_is_a_failed_point_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = sweeps.simulate
+
+    def simulate(scenario: Scenario) -> Result:
+        if scenario.hosts[0].ksm is not None and scenario.hosts[0].ksm.pages_to_scan == 2:
+            raise MemoryError
+        return done(scenario)
+
+    monkeypatch.setattr(sweeps, "simulate", simulate)
+    monkeypatch.setattr(sweeps, "run_all", lambda do, tasks, jobs: enumerate(map(do, tasks)))
+
+    swept = run_points(plan(torture.asked(3), tmp_path, 1))
+
+    assert [(each.exit_code, each.text) for each in swept.failures.values()] == [(4, "not enough memory")]
+    assert len(list(tmp_path.rglob("_SUCCESS"))) == 2

@@ -20,11 +20,6 @@ class Interval(NamedTuple):
     high: float
 
     @property
-    def half(self) -> float:
-        """How far its ends are from the mean."""
-        return (self.high - self.low) / 2
-
-    @property
     def sure(self) -> bool:
         """Whether it leaves out 0."""
         return self.low > 0 or self.high < 0

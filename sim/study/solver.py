@@ -50,11 +50,6 @@ class Limit:
     """Runs that this took; what was known already is not counted."""
 
     @property
-    def exact(self) -> bool:
-        """Whether there is no value between the two."""
-        return self.best is not None and self.broken is not None
-
-    @property
     def again(self) -> Sequence[Probe]:
         """Values beyond the first broken one that keep every expectation: the answer is not all there is to say."""
         values = [probe.value for probe in self.probes]
